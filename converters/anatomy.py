@@ -1,0 +1,130 @@
+"""Where a family's heads, neurons, layers, width and embeddings live, said once for pruning, training and export.
+
+A family module (``converters/families/<model_type>.py``) holds one :class:`Anatomy`. Nothing else in the
+project knows a family's names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import StudentError
+from .graph import GraphBuilder
+
+Task = Literal["classify", "tag", "embed"]
+Role = Literal["vocabulary", "positions", "types", "embedding", "hidden", "heads", "neurons", "labels", "fixed"]
+"""What an axis counts. ``heads`` counts heads x head width (heads of one layer lie one after the other)."""
+
+FAMILIES = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlnet")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A student's sizes, read from its configuration.
+
+    ``embedding`` is the width of the embedding tables (equal to ``hidden`` but in ALBERT and ELECTRA);
+    ``activation`` one of :data:`~edgescribe.converters.graph.ActivationKind`; ``position_offset`` the row of the
+    first token's position (RoBERTa and MPNet: padding index + 1).
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    neurons: int
+    vocabulary: int
+    positions: int
+    embedding: int
+    labels: int
+    activation: Any
+    eps: float
+    position_offset: int = 0
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head."""
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One checkpoint tensor, or one for each layer: its name (with ``{layer}``) and what each of its axes counts.
+
+    ``matrix`` tells how a linear layer's weight is stored: ``out_in`` (torch's), or for XLNet ``in_heads``
+    (``[in, H, D]``) and ``out_heads`` (``[out, H, D]``).
+    ``kind``: ``matrix`` and ``bias`` of linear layers, ``table`` of embeddings, ``norm`` (gain and bias of a layer
+    norm), ``vector`` for anything else.
+    """
+
+    name: str
+    axes: tuple[Role, ...]
+    kind: Literal["matrix", "bias", "table", "norm", "vector"]
+    matrix: Literal["out_in", "in_heads", "out_heads"] = "out_in"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A family.
+
+    Attributes:
+        model_type: the checkpoint's ``model_type``.
+        parameters: every tensor of the body, names without the body's prefix.
+        heads_of: the tensors of the task heads by task, full names.
+        prefix: what the body's names begin with in a task checkpoint (``bert.``).
+        config_fields: the configuration's field for each role (``{"hidden": "hidden_size", …}``) and for ``layers``.
+        shape: reads a :class:`Shape` from a configuration.
+        forward: writes the forward pass of one task with a graph builder.
+        shared_layers: all layers use the weights of layer 0 (ALBERT).
+        architectures: transformers' class name by task.
+        layer_prefix: what the names of one layer begin with, with ``{layer}``.
+        padding_side: where padding goes.
+    """
+
+    model_type: str
+    parameters: tuple[Parameter, ...]
+    heads_of: Mapping[Task, tuple[Parameter, ...]]
+    prefix: str
+    config_fields: Mapping[str, str]
+    shape: Callable[[Mapping[str, Any]], Shape]
+    forward: Callable[[GraphBuilder, Shape, Task], None]
+    architectures: Mapping[Task, str]
+    layer_prefix: str
+    shared_layers: bool = False
+    padding_side: Literal["left", "right"] = "right"
+    ignored: tuple[str, ...] = field(default=())
+
+    def parameters_of(self, task: Task, layers: int) -> dict[str, Parameter]:
+        """Every tensor of a student by its full checkpoint name, ``{layer}`` written out for ``layers`` layers."""
+        prefix = "" if task == "embed" else self.prefix
+        found: dict[str, Parameter] = {}
+        for parameter in self.parameters:
+            count = layers if "{layer}" in parameter.name else 1
+            for layer in range(count):
+                found[prefix + parameter.name.format(layer=layer)] = parameter
+        for parameter in self.heads_of.get(task, ()):
+            found[parameter.name] = parameter
+        return found
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a checkpoint tensor plays no part in the tasks served here (position id buffers, poolers, heads)."""
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+
+def anatomy_of(model_type: str) -> Anatomy:
+    """The anatomy of a family.
+
+    Raises:
+        StudentError: the family is not described; the message says what to write.
+    """
+    if model_type not in FAMILIES:
+        raise StudentError(
+            f"the family {model_type!r} is not described; these are: {', '.join(FAMILIES)}. To add it, write "
+            f"converters/families/{model_type}.py with an Anatomy (its tensors, their axes and its forward pass; "
+            "bert.py is the example) and name it in converters/anatomy.py"
+        )
+    module = importlib.import_module(f".families.{model_type}", __package__)
+    anatomy: Anatomy = module.ANATOMY
+    return anatomy

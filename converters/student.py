@@ -1,0 +1,82 @@
+"""A student: an ordinary checkpoint (configuration, weights, tokenizer) with the task that it serves.
+
+At every stage of conversion a student can be written as a folder that plain ``transformers.from_pretrained``
+loads, and read back from it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from .anatomy import Anatomy, Shape, Task, anatomy_of
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student held in memory.
+
+    Attributes:
+        config: the checkpoint's ``config.json``.
+        state: weights by full checkpoint name, float32 on the CPU; just the tensors that the anatomy names for ``task``.
+        tokenizer: as of ``tokenizer.json``, with neither padding nor truncation set.
+        tokenizer_config: content of ``tokenizer_config.json`` (may be empty).
+        task: what it is to do.
+        labels: class or tag names in the order of the logits; empty for ``embed``.
+        max_tokens: longest input, special tokens included.
+        pad_id: id of the padding token.
+        source: where it was read from, as the user named it.
+        sha256: hash of the weights file it was read from.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, torch.Tensor]
+    tokenizer: Tokenizer
+    tokenizer_config: dict[str, Any]
+    task: Task
+    labels: tuple[str, ...]
+    max_tokens: int
+    pad_id: int
+    source: str
+    sha256: str
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The family's description."""
+        return anatomy_of(self.config["model_type"])
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes read from the configuration."""
+        return self.anatomy.shape(self.config)
+
+    def parameter_count(self) -> int:
+        """Number of weights."""
+        return sum(tensor.numel() for tensor in self.state.values())
+
+    def with_state(self, state: dict[str, torch.Tensor]) -> Student:
+        """The same student with other weights of the same shapes."""
+        return replace(self, state=state)
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the checkpoint folder (``config.json``, ``model.safetensors``, tokenizer files), creating it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = dict(self.config)
+        config["architectures"] = [self.anatomy.architectures[self.task]]
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        if self.labels:
+            config["id2label"] = {str(index): label for index, label in enumerate(self.labels)}
+            config["label2id"] = {label: index for index, label in enumerate(self.labels)}
+        state = {name: tensor.to(dtype).contiguous().clone() for name, tensor in self.state.items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        if self.tokenizer_config:
+            text = json.dumps(self.tokenizer_config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,130 @@
+"""``bundle.json``: the typed content of a bundle, decoded strictly (schema version 1).
+
+Nothing here touches the disk; :mod:`edgescribe.sdk.bundle` reads, checks and writes bundles.
+Paths are relative to the bundle's folder, with forward slashes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Dimension = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
+Token = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+EncoderTask = Literal["classify", "tag", "embed"]
+RuntimeName = Literal["onnxruntime", "openvino", "litert"]
+Precision = Literal["fp32", "w8a8-static", "w8a8-dynamic", "w4a8-dynamic", "w8a16-static"]
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every object in the manifest: immutable, and strict about its keys."""
+
+
+class FileEntry(Entry):
+    """A file of the bundle with its size in bytes and the SHA-256 of its content."""
+
+    path: RelativePath
+    sha256: Sha256
+    bytes: Bytes
+
+
+class Tensor(Entry):
+    """An input or output of an artifact; None in ``shape`` is free at run time."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    dtype: Literal["int32", "float32"]
+    shape: Annotated[tuple[Dimension | None, ...], msgspec.Meta(max_length=8)]
+
+
+class KnownAnswerEntry(Entry):
+    """Feeds and the outputs that the artifact gave for them where it was made, flattened with their shapes."""
+
+    feeds: dict[str, list[list[Token]]]
+    outputs: dict[str, list[float]]
+    shapes: dict[str, tuple[Dimension, ...]]
+    tolerance: Annotated[float, msgspec.Meta(gt=0, le=1e3)]
+
+
+class ArtifactEntry(Entry):
+    """One artifact: ``files[0]`` is what the runtime opens, the others lie beside it.
+
+    ``buckets``: token counts that the artifact takes when its shapes are fixed (ascending), empty when they are free.
+    """
+
+    runtime: RuntimeName
+    precision: Precision
+    files: Annotated[tuple[FileEntry, ...], msgspec.Meta(min_length=1, max_length=8)]
+    inputs: Annotated[tuple[Tensor, ...], msgspec.Meta(min_length=1, max_length=8)]
+    outputs: Annotated[tuple[Tensor, ...], msgspec.Meta(min_length=1, max_length=8)]
+    buckets: tuple[Dimension, ...] = ()
+    known_answers: Annotated[tuple[KnownAnswerEntry, ...], msgspec.Meta(min_length=1, max_length=16)]
+
+
+class TokenizerEntry(Entry):
+    """The tokenizer: a ``tokenizer.json`` of the tokenizers library; padding as the student was trained with."""
+
+    file: FileEntry
+    max_tokens: Annotated[int, msgspec.Meta(ge=2, le=65536)]
+    pad_id: Annotated[int, msgspec.Meta(ge=0, le=2**24)]
+    pad_type_id: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
+    padding_side: Literal["left", "right"] = "right"
+
+
+class Measurement(Entry):
+    """Figures of one artifact on one machine. ``how`` is measured, estimated, emulated or simulated.
+
+    Latency in milliseconds of one call at batch 1 and ``tokens`` tokens; memory in MiB; ``samples`` calls timed.
+    """
+
+    device: str
+    machine: str
+    runtime: RuntimeName
+    precision: Precision
+    how: Literal["measured", "estimated", "emulated", "simulated"]
+    tokens: int
+    samples: int
+    threads: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    throughput_per_s: float
+    load_ms: float
+    peak_rss_mib: float
+    disk_mib: float
+
+
+class Provenance(Entry):
+    """Where the bundle comes from: hashes are SHA-256 in hexadecimal; ``versions`` by package name."""
+
+    source: str
+    source_sha256: Sha256
+    recipe: dict[str, Any]
+    seed: int
+    data_sha256: dict[str, Sha256]
+    versions: dict[str, str]
+    created: str
+
+
+class Manifest(Entry):
+    """The whole of ``bundle.json``.
+
+    ``quality``: metrics by stage: ``teacher``, ``student`` and one ``<runtime>/<precision>`` for each artifact,
+    each a mapping of metric name to value.
+    """
+
+    schema_version: Literal[1]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    family: str
+    task: EncoderTask
+    labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=100_000)] = ()
+    tokenizer: TokenizerEntry
+    artifacts: Annotated[tuple[ArtifactEntry, ...], msgspec.Meta(min_length=1, max_length=32)]
+    quality: dict[str, dict[str, float]] = {}
+    measurements: tuple[Measurement, ...] = ()
+    provenance: Provenance
