@@ -18,11 +18,11 @@ Task = Literal["classify", "tag", "embed", "generate", "summarize"]
 RuntimeName = Literal["onnxruntime", "openvino", "litert"]
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every table of a profile: immutable, and strict about its keys."""
 
 
-class CpuCluster(Table):
+class CpuCluster(Table, kw_only=True):
     """Cores of one kind. ``features`` are the kernel's names (``asimddp``, ``avx512_vnni``)."""
 
     core: str
@@ -31,14 +31,14 @@ class CpuCluster(Table):
     features: tuple[str, ...] = ()
 
 
-class Memory(Table):
+class Memory(Table, kw_only=True):
     """Main memory. ``bandwidth_gb_s`` is what one process can read in 10^9 bytes a second, as measured by the source."""
 
     total_mib: PositiveInt
     bandwidth_gb_s: PositiveFloat
 
 
-class Accelerator(Table):
+class Accelerator(Table, kw_only=True):
     """An NPU or the like: ``tops`` are int8 operations in 10^12 a second as its maker states; ``sram_kib`` on chip."""
 
     name: str
@@ -47,14 +47,14 @@ class Accelerator(Table):
     sram_kib: PositiveInt | None = None
 
 
-class Avoid(Table):
+class Avoid(Table, kw_only=True):
     """What a runtime must not be used for on this device, and why."""
 
     what: str
     why: str
 
 
-class RuntimePreference(Table):
+class RuntimePreference(Table, kw_only=True):
     """A runtime that works on the device; the order in the file is the order of preference."""
 
     name: RuntimeName
@@ -63,7 +63,7 @@ class RuntimePreference(Table):
     avoid: tuple[Avoid, ...] = ()
 
 
-class Budget(Table):
+class Budget(Table, kw_only=True):
     """What the device grants one task; None grants without limit.
 
     ``p90_ms``: 90th percentile latency of one call in milliseconds at ``tokens`` input tokens, batch 1;
@@ -79,7 +79,7 @@ class Budget(Table):
     disk_mib: PositiveFloat | None = None
 
 
-class DeviceProfile(Table):
+class DeviceProfile(Table, kw_only=True):
     """A device. ``id`` is its file name without ``.toml``; ``kind`` says what sort of thing it is.
 
     ``int8_gmac_s`` and ``fp32_gmac_s``: 10^9 multiply-accumulates a second that one core of the first cluster
