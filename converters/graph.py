@@ -31,11 +31,11 @@ ActivationKind = Literal["gelu", "gelu_tanh", "relu", "tanh", "silu"]
 class GraphBuilder(Protocol):
     """Builds, or runs, one forward pass. Every operator returns a new value; none changes its operands.
 
-    ``training`` is true only where hidden states of whole layers are wanted, so that the last layer must not
-    be narrowed to the one token that a classifier reads.
+    ``whole_layers`` is true only where the hidden states of whole layers are wanted (distillation), so that the
+    last layer must not be narrowed to the one token that a classifier reads; exporters have it false.
     """
 
-    training: bool
+    whole_layers: bool
 
     # Inputs and outputs
     def token_ids(self) -> Value:

@@ -65,7 +65,7 @@ def encode_layers(graph: GraphBuilder, shape: Shape, x: Value, mask: Value, pref
     for layer in range(shape.layers):
         path, site = f"{prefix}encoder.layer.{layer}", f"layer.{layer}"
         names = tuple(f"{path}.attention.self.{part}" for part in ("query", "key", "value"))
-        if first_token_only and layer == shape.layers - 1 and not graph.training:
+        if first_token_only and layer == shape.layers - 1 and not graph.whole_layers:
             key, value = graph.linears(x, names[1:], f"{site}.qkv")
             x = graph.token(x, 0)
             (query,) = graph.linears(x, names[:1], f"{site}.qkv")
