@@ -1,0 +1,1 @@
+"""The commands that a device needs: run, bench, check, inspect, devices, doctor, completion."""
