@@ -42,10 +42,15 @@ import click
 from ..errors import EdgescribeError, MissingExtraError
 
 INTERRUPTED = 130
-_ENGINES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ai_edge_litert": "litert", "tflite_runtime": "litert"}
+_ENGINES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "ai_edge_litert": "litert",
+    "tflite_runtime": "litert",
+}
 _WORKBENCH = (
-    "torch", "transformers", "accelerate", "safetensors", "onnx", "flatbuffers", "sklearn", "matplotlib", "jinja2", "tqdm",
-    "sentencepiece", "google", "huggingface_hub",
+    "torch", "transformers", "accelerate", "safetensors", "onnx", "flatbuffers", "sklearn", "matplotlib",
+    "jinja2", "tqdm", "sentencepiece", "google", "huggingface_hub",
 )  # fmt: skip
 _EXTRA_OF_PACKAGE = _ENGINES | dict.fromkeys(_WORKBENCH, "convert")
 
