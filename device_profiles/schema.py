@@ -23,11 +23,14 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CpuCluster(Table, kw_only=True):
-    """Cores of one kind. ``features`` are the kernel's names (``asimddp``, ``avx512_vnni``)."""
+    """Physical cores of one kind. ``features`` are the kernel's names (``asimddp``, ``avx512_vnni``).
+
+    ``max_mhz`` is None where the machine does not tell (virtual machines).
+    """
 
     core: str
     count: PositiveInt
-    max_mhz: PositiveInt
+    max_mhz: PositiveInt | None = None
     features: tuple[str, ...] = ()
 
 
@@ -39,11 +42,14 @@ class Memory(Table, kw_only=True):
 
 
 class Accelerator(Table, kw_only=True):
-    """An NPU or the like: ``tops`` are int8 operations in 10^12 a second as its maker states; ``sram_kib`` on chip."""
+    """An NPU or the like: ``tops`` are int8 operations in 10^12 a second as its maker states, None where it does not.
+
+    ``sram_kib``: memory on the chip that it can use.
+    """
 
     name: str
     kind: Literal["npu", "gpu", "dsp"]
-    tops: PositiveFloat
+    tops: PositiveFloat | None = None
     sram_kib: PositiveInt | None = None
 
 
@@ -83,7 +89,8 @@ class DeviceProfile(Table, kw_only=True):
     """A device. ``id`` is its file name without ``.toml``; ``kind`` says what sort of thing it is.
 
     ``int8_gmac_s`` and ``fp32_gmac_s``: 10^9 multiply-accumulates a second that one core of the first cluster
-    reaches in dense layers, for the cost model. ``measured`` tells whether the numbers were read on the device.
+    reaches in dense layers, for the cost model. ``clusters`` begins with the fastest one.
+    ``measured`` tells whether the numbers were read on the device.
     """
 
     schema_version: Literal[1]

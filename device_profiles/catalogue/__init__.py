@@ -1,0 +1,1 @@
+"""Device profiles that ship with edgescribe, one TOML file for each device."""
