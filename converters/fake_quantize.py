@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -17,6 +19,9 @@ from .quantized_weights import Grid
 
 SAMPLE = 1 << 16
 """Activation values kept of each tensor for calibration."""
+
+ZERO_POINT_UNIT = 64.0
+"""What one unit of a learned shift is, in steps of the grid."""
 
 
 def fake_quantize_rows(weight: torch.Tensor) -> torch.Tensor:
@@ -34,14 +39,18 @@ class StaticQuantizer(nn.Module):
     With ``rectified`` the tensor is known to be non-negative: its zero point stays at -128.
     """
 
-    scale: nn.Parameter
-    zero_point: nn.Parameter
+    log_scale: nn.Parameter
+    shift: nn.Parameter
 
     def __init__(self, rectified: bool = False) -> None:
         super().__init__()
         self.rectified = rectified
-        self.scale = nn.Parameter(torch.ones(1))
-        self.zero_point = nn.Parameter(torch.full((1,), -128.0 if rectified else 0.0), requires_grad=not rectified)
+        # An optimiser's step is about its learning rate in size whatever the gradient: so the scale is learned as
+        # its logarithm and the zero point in units of ZERO_POINT_UNIT, which makes such steps sensible.
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.shift = nn.Parameter(
+            torch.full((1,), -128.0 / ZERO_POINT_UNIT if rectified else 0.0), requires_grad=not rectified
+        )
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self._is_started: bool | None = None
         self._sample: list[torch.Tensor] = []
@@ -56,7 +65,12 @@ class StaticQuantizer(nn.Module):
         dtype = x.dtype
         elements = max(1.0, float(x.numel()))
         result: torch.Tensor = torch._fake_quantize_learnable_per_tensor_affine(
-            x.float(), self.scale.clamp(min=1e-6), self.zero_point, -128, 127, (elements * 127.0) ** -0.5
+            x.float(),
+            self.log_scale.exp().clamp(min=1e-6),
+            self.shift * ZERO_POINT_UNIT,
+            -128,
+            127,
+            (elements * 127.0) ** -0.5,
         )
         return result.to(dtype)
 
@@ -83,8 +97,8 @@ class StaticQuantizer(nn.Module):
             error = float(((rounded - values) ** 2).mean())
             if error < best[0]:
                 best = (error, scale, zero)
-        self.scale.fill_(best[1])
-        self.zero_point.fill_(float(best[2]))
+        self.log_scale.fill_(math.log(best[1]))
+        self.shift.fill_(best[2] / ZERO_POINT_UNIT)
         self.started.fill_(True)
         self._is_started = True
         self._sample = []
@@ -92,8 +106,8 @@ class StaticQuantizer(nn.Module):
     @torch.no_grad()
     def grid(self) -> Grid:
         """The grid as it is exported."""
-        zero = int(torch.clamp(torch.round(self.zero_point), -128, 127).item())
-        return Grid(scale=float(self.scale.clamp(min=1e-6).item()), zero_point=zero)
+        zero = int(torch.clamp(torch.round(self.shift * ZERO_POINT_UNIT), -128, 127).item())
+        return Grid(scale=float(self.log_scale.exp().clamp(min=1e-6).item()), zero_point=zero)
 
     def _load_from_state_dict(self, *arguments: object, **keywords: object) -> None:
         super()._load_from_state_dict(*arguments, **keywords)  # type: ignore[no-untyped-call]

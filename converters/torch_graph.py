@@ -67,6 +67,7 @@ class TorchGraph(nn.Module):
             {self._key(name): nn.Parameter(tensor.detach().clone().float()) for name, tensor in student.state.items()}
         )
         self.inputs, self.outputs = nn.ModuleDict(), nn.ModuleDict()
+        self.folded: set[str] = set()
         self.whole_layers = False
         self._recording: Recording | None = None
         self._feeds: dict[str, torch.Tensor] = {}
@@ -75,6 +76,7 @@ class TorchGraph(nn.Module):
         if precision != "fp32":
             self._make_quantizers()
 
+    # ``folded``: matrices that ``relative_scores`` turned into constants; they are not quantised.
     @staticmethod
     def _key(name: str) -> str:
         return name.replace(".", "/")
@@ -278,6 +280,7 @@ class TorchGraph(nn.Module):
         self, query: torch.Tensor, weight: str, basis: Callable[[NDArray[np.int64]], NDArray[np.float32]], heads: int
     ) -> torch.Tensor:
         """See GraphBuilder."""
+        self.folded.add(weight)
         tokens = query.shape[1]
         span = np.arange(-(tokens - 1), tokens)
         keys = torch.from_numpy(basis(span)).float() @ self._matrix(weight).T

@@ -1,0 +1,142 @@
+"""The losses that teach a student: from its teacher's outputs, hidden states and attention maps, and from labels.
+
+- soft labels: Kullback-Leibler divergence at a temperature (Hinton et al., "Distilling the Knowledge in a Neural
+  Network", 2015);
+- hidden states with a layer map, through a learned projection where the widths differ, and attention maps (Jiao
+  et al., "TinyBERT", 2020); maps are averaged over heads, so that the numbers of heads need not agree;
+- the task's own loss on labels.
+
+Token-aligned losses apply to texts that both tokenizers cut into equally many tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import nn
+
+from .anatomy import Shape, Task
+from .torch_graph import Recording
+
+UNLABELLED = -100
+"""Label of a text or token that has none."""
+
+
+@dataclass(frozen=True)
+class DistillationWeights:
+    """How much each loss counts; 0 leaves it out. ``temperature`` softens the teacher's and student's outputs."""
+
+    soft: float = 1.0
+    hidden: float = 1.0
+    attention: float = 0.5
+    labels: float = 0.3
+    temperature: float = 2.0
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether hidden states or attention maps are wanted."""
+        return self.hidden > 0 or self.attention > 0
+
+
+def layer_map(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
+    """For each student layer from 0 (the embeddings) to the last, the teacher's layer that stands as far up."""
+    return tuple(round(layer * teacher_layers / student_layers) for layer in range(student_layers + 1))
+
+
+class Distillation(nn.Module):
+    """The sum of the losses for one student and teacher; its projections are trained along and thrown away."""
+
+    def __init__(self, task: Task, student: Shape, teacher: Shape | None, weights: DistillationWeights) -> None:
+        super().__init__()
+        self.task, self.weights = task, weights
+        self.map = layer_map(student.layers, teacher.layers) if teacher is not None else ()
+        self.projections = nn.ModuleList()
+        if teacher is not None and weights.hidden > 0:
+            for _ in self.map:
+                projection = nn.Linear(student.hidden, teacher.hidden, bias=False)
+                if student.hidden == teacher.hidden:
+                    nn.init.eye_(projection.weight)
+                self.projections.append(projection)
+
+    def forward(
+        self,
+        outputs: dict[str, torch.Tensor],
+        mask: torch.Tensor,
+        labels: torch.Tensor | None,
+        recording: Recording | None = None,
+        teacher_outputs: dict[str, torch.Tensor] | None = None,
+        teacher_recording: Recording | None = None,
+        aligned: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss, a scalar.
+
+        Args:
+            outputs: the student's: ``logits`` ``[B, L]`` or ``[B, T, L]``, or ``embedding`` ``[B, W]``.
+            mask: ``[B, T]``.
+            labels: ``[B]`` or ``[B, T]``, :data:`UNLABELLED` where there is none.
+            aligned: bool ``[B]``, whether student and teacher saw the same number of tokens.
+        """
+        key = "embedding" if self.task == "embed" else "logits"
+        total = outputs[key].new_zeros(())
+        if labels is not None and self.weights.labels > 0 and self.task != "embed" and bool((labels >= 0).any()):
+            flat = outputs[key].reshape(-1, outputs[key].shape[-1])
+            loss = functional.cross_entropy(flat, labels.reshape(-1), ignore_index=UNLABELLED)
+            total = total + self.weights.labels * loss
+        if teacher_outputs is not None and self.weights.soft > 0:
+            total = total + self.weights.soft * self._soft(outputs[key], teacher_outputs[key], mask, aligned)
+        if recording is not None and teacher_recording is not None and aligned is not None and bool(aligned.any()):
+            kept = mask * aligned[:, None].to(mask.dtype)
+            if self.weights.hidden > 0:
+                total = total + self.weights.hidden * self._hidden(recording, teacher_recording, kept)
+            if self.weights.attention > 0:
+                total = total + self.weights.attention * self._attention(recording, teacher_recording, kept)
+        return total
+
+    def _soft(
+        self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, aligned: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self.task == "embed":
+            if student.shape[-1] == teacher.shape[-1]:
+                return (1 - (student * teacher).sum(-1)).mean()
+            # Widths differ: the texts of a batch shall be as near to each other as the teacher has them.
+            return functional.mse_loss(student @ student.T, teacher @ teacher.T) * student.shape[0]
+        if self.task == "tag":
+            kept = mask.bool() if aligned is None else mask.bool() & aligned[:, None]
+            tokens = min(student.shape[1], teacher.shape[1])
+            kept = kept[:, :tokens]
+            student, teacher = student[:, :tokens][kept], teacher[:, :tokens][kept]
+        heat = self.weights.temperature
+        divergence = functional.kl_div(
+            functional.log_softmax(student / heat, -1),
+            functional.log_softmax(teacher / heat, -1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return divergence * heat * heat
+
+    def _hidden(self, student: Recording, teacher: Recording, kept: torch.Tensor) -> torch.Tensor:
+        total = kept.new_zeros((), dtype=torch.float32)
+        weight = kept.to(torch.float32)[:, :, None]
+        for layer, projection in enumerate(self.projections):
+            goal = teacher.hidden[self.map[layer]].float()
+            tokens = min(goal.shape[1], weight.shape[1])
+            goal, counted = goal[:, :tokens], weight[:, :tokens]
+            guess = projection(student.hidden[layer][:, :tokens].float()).float()
+            spread = (goal.square() * counted).sum() / counted.sum()
+            error = ((guess - goal).square() * counted).sum() / counted.sum()
+            total = total + error / spread.clamp(min=1e-6)
+        return total / len(self.projections)
+
+    def _attention(self, student: Recording, teacher: Recording, kept: torch.Tensor) -> torch.Tensor:
+        total = kept.new_zeros((), dtype=torch.float32)
+        for layer, logs in enumerate(student.attention):
+            goal = teacher.attention[max(self.map[layer + 1] - 1, 0)].exp().mean(1)
+            guess = logs.exp().mean(1)
+            tokens = min(goal.shape[1], guess.shape[1])
+            goal, guess = goal[:, :tokens, :tokens], guess[:, :tokens, :tokens]
+            divergence = (goal * (goal.clamp(min=1e-9).log() - guess.clamp(min=1e-9).log())).sum(-1)
+            counted = kept[:, :tokens].to(torch.float32)
+            total = total + (divergence * counted).sum() / counted.sum()
+        return total / max(1, len(student.attention))

@@ -1,0 +1,176 @@
+"""Texts made ready for training: cut into tokens once, batched by like length, the same order for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from .distillation import UNLABELLED
+from .student import Student
+
+POOL = 50
+"""Batches whose texts are sorted by length together."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text: token ids and types int32 ``[T]`` for student and teacher, and its label(s).
+
+    ``labels``: int64 ``[1]`` for a text, ``[T]`` for tags; ``UNLABELLED`` where there is none.
+    """
+
+    ids: NDArray[np.int32]
+    types: NDArray[np.int32]
+    teacher_ids: NDArray[np.int32] | None
+    teacher_types: NDArray[np.int32] | None
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded to the longest: feeds by input name int64 ``[B, T]``, labels, and which rows are token-aligned."""
+
+    feeds: dict[str, torch.Tensor]
+    teacher_feeds: dict[str, torch.Tensor] | None
+    labels: torch.Tensor
+    aligned: torch.Tensor
+
+
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Token ids and types of each text, special tokens included, cut at ``max_tokens``."""
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length=max_tokens)
+    encodings = tokenizer.encode_batch(list(texts))
+    tokenizer.no_truncation()
+    return [(np.array(each.ids, np.int32), np.array(each.type_ids, np.int32)) for each in encodings]
+
+
+def make_examples(
+    student: Student,
+    texts: Sequence[str],
+    labels: Sequence[int] | None,
+    teacher: Student | None = None,
+    max_tokens: int | None = None,
+) -> list[Example]:
+    """Examples of whole-text tasks (``classify``, ``embed``). ``labels`` are class numbers, -100 where unknown."""
+    limit = min(max_tokens or student.max_tokens, student.max_tokens)
+    own = encode_texts(student.tokenizer, texts, limit)
+    other: Sequence[tuple[NDArray[np.int32] | None, NDArray[np.int32] | None]]
+    other = [(None, None)] * len(own) if teacher is None else encode_texts(teacher.tokenizer, texts, limit)
+    numbers = labels if labels is not None else [UNLABELLED] * len(own)
+    return [
+        Example(ids, types, teacher_ids, teacher_types, np.array([number], np.int64))
+        for (ids, types), (teacher_ids, teacher_types), number in zip(own, other, numbers, strict=True)
+    ]
+
+
+def make_tag_examples(
+    student: Student,
+    texts: Sequence[str],
+    tags: Sequence[Sequence[int]],
+    teacher: Student | None = None,
+    max_tokens: int | None = None,
+) -> list[Example]:
+    """Examples of ``tag``: ``tags`` holds one class number for each white-space separated word of a text.
+
+    A word's first token carries its tag, its other tokens and the special ones none.
+    """
+    limit = min(max_tokens or student.max_tokens, student.max_tokens)
+    student.tokenizer.no_padding()
+    student.tokenizer.enable_truncation(max_length=limit)
+    examples = []
+    for text, numbers in zip(texts, tags, strict=True):
+        encoding = student.tokenizer.encode(text)
+        word_of = word_numbers(text)
+        labels = np.full(len(encoding.ids), UNLABELLED, np.int64)
+        seen = -1
+        for place, (begin, end) in enumerate(encoding.offsets):
+            if end <= begin or encoding.special_tokens_mask[place]:
+                continue
+            while begin < end - 1 and word_of[begin] < 0:
+                begin += 1
+            word = word_of[begin]
+            if word > seen:
+                labels[place], seen = numbers[word], word
+        ids, types = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
+        other = None if teacher is None else encode_texts(teacher.tokenizer, [text], limit)[0]
+        examples.append(Example(ids, types, other and other[0], other and other[1], labels))
+    student.tokenizer.no_truncation()
+    return examples
+
+
+def word_numbers(text: str) -> list[int]:
+    """For each character, the number of the white-space separated word that it belongs to, or -1."""
+    numbers, word, inside = [], -1, False
+    for character in text:
+        if character.isspace():
+            inside = False
+            numbers.append(-1)
+            continue
+        word, inside = (word if inside else word + 1), True
+        numbers.append(word)
+    return numbers
+
+
+def batch_orders(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Batches of example numbers for one epoch: shuffled, of like length within a pool, in random order."""
+    generator = np.random.default_rng((seed, epoch))
+    order = generator.permutation(len(lengths))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), size * POOL):
+        pool = sorted(order[start : start + size * POOL].tolist(), key=lambda index: lengths[index])
+        batches.extend(pool[first : first + size] for first in range(0, len(pool), size))
+    generator.shuffle(batches)  # type: ignore[arg-type]
+    return batches
+
+
+def _pad(rows: Sequence[NDArray[np.int32]], fill: int, side: str, length: int) -> torch.Tensor:
+    padded = torch.full((len(rows), length), fill, dtype=torch.long)
+    for index, row in enumerate(rows):
+        values = torch.from_numpy(row.astype(np.int64))
+        if side == "left":
+            padded[index, length - len(row) :] = values
+        else:
+            padded[index, : len(row)] = values
+    return padded
+
+
+def _feeds(rows: Sequence[NDArray[np.int32]], types: Sequence[NDArray[np.int32]], of: Student) -> dict[str, torch.Tensor]:
+    length, side = max(len(row) for row in rows), of.anatomy.padding_side
+    return {
+        "input_ids": _pad(rows, of.pad_id, side, length),
+        "attention_mask": _pad([np.ones_like(row) for row in rows], 0, side, length),
+        "token_type_ids": _pad(types, 0, side, length),
+    }
+
+
+def collate(examples: Sequence[Example], student: Student, teacher: Student | None) -> Batch:
+    """Pad examples into a batch."""
+    feeds = _feeds([each.ids for each in examples], [each.types for each in examples], student)
+    if examples[0].labels.size > 1 or student.task == "tag":
+        length = feeds["input_ids"].shape[1]
+        rows = [each.labels.astype(np.int32) for each in examples]
+        labels = _pad(rows, UNLABELLED, student.anatomy.padding_side, length)
+    else:
+        labels = torch.tensor([int(each.labels[0]) for each in examples])
+    if teacher is None:
+        return Batch(feeds, None, labels, torch.zeros(len(examples), dtype=torch.bool))
+    ids = [each.teacher_ids for each in examples if each.teacher_ids is not None]
+    types = [each.teacher_types for each in examples if each.teacher_types is not None]
+    aligned = torch.tensor([len(each.ids) == len(other) for each, other in zip(examples, ids, strict=True)])
+    return Batch(feeds, _feeds(ids, types, teacher), labels, aligned)
+
+
+def batches(
+    examples: Sequence[Example], student: Student, teacher: Student | None, order: Sequence[Sequence[int]]
+) -> Iterator[Batch]:
+    """Batches in the order given by :func:`batch_orders`."""
+    for numbers in order:
+        yield collate([examples[number] for number in numbers], student, teacher)
