@@ -90,7 +90,7 @@ def parse_profile(content: bytes, where: str) -> DeviceProfile:
 
 def profile_toml(profile: DeviceProfile) -> str:
     """The profile as the text of a TOML file; :func:`parse_profile` gives back an equal profile."""
-    return toml_text(msgspec.to_builtins(profile))
+    return toml_text(_without_empty(msgspec.to_builtins(profile)))
 
 
 def unsourced_numbers(profile: DeviceProfile) -> list[str]:
@@ -164,6 +164,13 @@ def _contradictions(profile: DeviceProfile) -> Iterator[str]:
         if (runtime.name, runtime.device) in seen:
             yield f"runtimes[{place}] repeats {runtime.name} on {runtime.device}"
         seen.add((runtime.name, runtime.device))
+
+
+def _without_empty(node: Any) -> Any:
+    """The document without empty arrays: the schema's default for every array that may be empty."""
+    if isinstance(node, dict):
+        return {key: _without_empty(value) for key, value in node.items() if value not in ([], ())}
+    return [_without_empty(item) for item in node] if isinstance(node, list | tuple) else node
 
 
 def _number_paths(node: Any, path: str) -> Iterator[str]:

@@ -34,7 +34,7 @@ def _table(table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) ->
     """Values first: what follows a ``[header]`` would belong to that header's table."""
     nested = {}
     for key, value in table.items():
-        if isinstance(value, Mapping) or _is_table_array(value):
+        if _is_nested(value):
             nested[key] = value
         elif value is not None:
             lines.append(f"{_key(key)} = {_value(value)}")
@@ -43,8 +43,13 @@ def _table(table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) ->
         for item, bracketed in (
             ((value, f"[{header}]"),) if isinstance(value, Mapping) else ((entry, f"[[{header}]]") for entry in value)
         ):
-            lines += ["", bracketed]
+            if bracketed.startswith("[[") or not item or any(not _is_nested(entry) for entry in item.values()):
+                lines += ["", bracketed]  # a table of tables alone needs no header of its own
             _table(item, (*path, key), lines)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping) or _is_table_array(value)
 
 
 def _is_table_array(value: Any) -> bool:
