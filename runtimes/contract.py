@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ class OpenOptions:
         threads: intra-operator threads; 0 takes the number of physical cores, at most 4.
         cache_dir: folder for the engine's own compiled-model or packed-weight cache; None turns it off.
         spinning: let waiting threads spin (faster alone on an idle machine, slower on a busy one).
+        padding_side: where a runtime with fixed shapes puts its own padding: as the student was trained.
         known_answers: checked once on open; a wrong answer raises :class:`~edgescribe.errors.WrongAnswerError`.
     """
 
@@ -57,6 +58,7 @@ class OpenOptions:
     threads: int = 0
     cache_dir: Path | None = None
     spinning: bool = False
+    padding_side: Literal["left", "right"] = "right"
     known_answers: Sequence[KnownAnswer] = field(default=(), repr=False)
 
 

@@ -1,0 +1,46 @@
+"""Keeps an engine's announcements off the terminal where it has no setting for that."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+
+_LOCK = threading.Lock()
+_STDERR = 2
+
+
+@contextlib.contextmanager
+def without_info_lines() -> Iterator[None]:
+    """Drop lines that start with ``INFO:`` from what native code writes to standard error meanwhile.
+
+    All other lines, of this thread and others, are written when the context ends, in their order. Without a
+    standard error, or a place for a temporary file, nothing is held back.
+    """
+    with _LOCK, contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(tempfile.TemporaryFile())
+            real = os.dup(_STDERR)
+        except OSError:
+            yield
+            return
+        _flush()
+        os.dup2(held.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            _flush()
+            os.dup2(real, _STDERR)
+            os.close(real)
+            held.seek(0)
+            for line in held:
+                if not line.startswith(b"INFO:"):
+                    os.write(_STDERR, line)
+
+
+def _flush() -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.flush()

@@ -1,0 +1,220 @@
+"""OpenVINO on the CPU or an NPU: opens ``.xml`` files (with their ``.bin``) with free batch and token axes."""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BundleError, EngineError, InputError, MissingExtraError
+from .artifact_file import check_artifact_file
+from .contract import Availability, Effective, Feeds, OpenOptions, Outputs, TensorSpec
+from .feeds import checked_feeds
+from .known_answers import check_known_answers
+from .threads import thread_count
+
+NAME = "openvino"
+_DEVICES = {"cpu": "CPU", "npu": "NPU"}
+_DTYPES = {"i32": "int32", "f32": "float32"}
+_PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def engine() -> Any:
+    """The package ``openvino``, imported without its telemetry.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        EngineError: it is installed and cannot be imported.
+    """
+    # OpenVINO takes its own silent stand-in where its telemetry package cannot be imported (and 6 MB less).
+    blocked = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
+    if blocked:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise EngineError(f"openvino cannot be imported: {error}; install it anew") from error
+        raise MissingExtraError("openvino", "openvino") from error
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        raise EngineError(f"openvino cannot be imported: {error}; install it anew") from error
+    finally:
+        if blocked:
+            sys.modules.pop("openvino_telemetry", None)
+
+
+class OpenVinoSession:
+    """A model compiled by OpenVINO; see :class:`~edgescribe.runtimes.contract.GraphSession`.
+
+    Threads take turns on as many inference requests as the engine calls optimal (one, for latency).
+    """
+
+    def __init__(self, compiled: Any, effective: Effective) -> None:
+        self.effective = effective
+        self.inputs = tuple(_spec(port) for port in compiled.inputs)
+        self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))):
+            self._requests.put(compiled.create_infer_request())
+        self._closed = threading.Event()
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Run once; any number of threads may do so at a time."""
+        checked = checked_feeds(feeds, self.inputs)
+        request = self._requests.get()
+        if request is None or self._closed.is_set():
+            self._requests.put(None)  # for the next thread that waits
+            raise EngineError("this session was closed; open the artifact again")
+        try:
+            results = request.infer(checked)
+            return {spec.name: np.array(results[index]) for index, spec in enumerate(self.outputs)}
+        except RuntimeError as error:
+            raise InputError(f"OpenVINO refuses the feeds: {_last_line(error)}") from error
+        finally:
+            self._requests.put(request)
+            if self._closed.is_set():
+                self._drop_idle_requests()
+
+    def close(self) -> None:
+        """Let go of the engine's model; calls under way in other threads still end well."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._drop_idle_requests()
+
+    def _drop_idle_requests(self) -> None:
+        try:
+            while True:
+                self._requests.get_nowait()
+        except queue.Empty:
+            self._requests.put(None)
+
+
+class OpenVinoRuntime:
+    """The adapter of OpenVINO."""
+
+    name = NAME
+    extra = NAME
+
+    def availability(self) -> Availability:
+        """Whether OpenVINO can be imported here, and which of its devices are there (``cpu``, ``npu``, ``gpu``)."""
+        try:
+            module = engine()
+            devices = tuple(device.lower() for device in module.Core().available_devices)
+        except EngineError as error:
+            return Availability(NAME, False, "openvino", "", (), str(error))
+        except RuntimeError as error:
+            reason = f"OpenVINO cannot list its devices: {_last_line(error)}"
+            return Availability(NAME, False, "openvino", _version(module), (), reason)
+        return Availability(NAME, True, "openvino", _version(module), devices, "")
+
+    def open(self, artifact: Path, options: OpenOptions) -> OpenVinoSession:
+        """Compile an ``.xml`` file for the CPU or the NPU; ``options.cache_dir`` keeps the compiled model.
+
+        ``options.spinning`` changes nothing: OpenVINO's threads are TBB's, which decide that themselves.
+
+        Raises:
+            MissingExtraError: OpenVINO is not installed.
+            EngineError: the device is not there, or the engine refuses the model or the device.
+            WrongAnswerError: it miscomputes a known answer.
+            BundleError: the file is missing, damaged or not OpenVINO's.
+        """
+        threads = thread_count(options.threads)
+        module = engine()
+        core = module.Core()
+        device = _device(core, options.device)
+        check_artifact_file(artifact, ".xml", "OpenVINO")
+        _check_head(artifact)
+        compiled = _compile(module, core, artifact, device, _config(device, threads, options.cache_dir))
+        effective = _effective(module, compiled, threads)
+        if effective.device != options.device:
+            raise EngineError(f"OpenVINO runs {artifact} on {effective.provider} instead of {device}")
+        session = OpenVinoSession(compiled, effective)
+        check_known_answers(session, options.known_answers, artifact)
+        return session
+
+
+RUNTIME = OpenVinoRuntime()
+
+
+def _device(core: Any, asked: str) -> str:
+    device = _DEVICES.get(asked)
+    # Listing the devices loads every plugin, 15 MB; the CPU is always there.
+    if device == "CPU":
+        return device
+    there = core.available_devices
+    if device is None or device not in there:
+        raise EngineError(
+            f"OpenVINO has no device {asked!r} here; it has {', '.join(there)}: "
+            "check the NPU's driver with 'edgescribe doctor', or ask for device 'cpu'"
+        )
+    return device
+
+
+def _config(device: str, threads: int, cache_dir: Path | None) -> dict[str, Any]:
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU":
+        # Left to itself it computes in bfloat16 or float16 where the processor can.
+        config |= {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    if cache_dir is not None:
+        config["CACHE_DIR"] = str(cache_dir)
+    return config
+
+
+def _check_head(artifact: Path) -> None:
+    with artifact.open("rb") as file:
+        head = file.read(1024)
+    # Handed anything else, OpenVINO tries each of its readers for other formats in turn.
+    if b"<net" not in head:
+        raise BundleError(f"{artifact} is not an OpenVINO model (no <net> in it); copy the bundle anew")
+
+
+def _compile(module: Any, core: Any, artifact: Path, device: str, config: dict[str, Any]) -> Any:
+    try:
+        return core.compile_model(str(artifact), device, config)
+    except RuntimeError as error:
+        try:
+            core.read_model(str(artifact))
+        except RuntimeError as damage:
+            raise BundleError(
+                f"{artifact} with its .bin is not a readable OpenVINO model: {_last_line(damage)}; copy the bundle anew"
+            ) from error
+        raise EngineError(f"OpenVINO {_version(module)} refuses {artifact}: {_last_line(error)}") from error
+
+
+def _effective(module: Any, compiled: Any, threads: int) -> Effective:
+    devices = list(compiled.get_property("EXECUTION_DEVICES"))
+    supported = compiled.get_property("SUPPORTED_PROPERTIES")
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT") if "INFERENCE_PRECISION_HINT" in supported else None
+    if "INFERENCE_NUM_THREADS" in supported:
+        threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+    precision = hint.to_string() if hint is not None else ""
+    words = {engine_name: word for word, engine_name in _DEVICES.items()}
+    return Effective(
+        runtime=NAME,
+        engine="openvino",
+        engine_version=_version(module),
+        device=words.get(devices[0], devices[0]) if len(devices) == 1 else "several",
+        provider=",".join(devices),
+        precision=_PRECISIONS.get(precision, precision or "device"),
+        threads=threads,
+    )
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+    dtype = port.get_element_type().to_string()
+    return TensorSpec(port.get_any_name(), _DTYPES.get(dtype, dtype), shape)
+
+
+def _version(module: Any) -> str:
+    return str(module.get_version()).split("-", 1)[0]
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
