@@ -1,0 +1,1 @@
+"""What an app embeds: bundles, the tokenizer, a student at work, and the commands of a device."""

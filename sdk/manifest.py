@@ -26,7 +26,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every object in the manifest: immutable, and strict about its keys."""
 
 
-class FileEntry(Entry, kw_only=True):
+class FileEntry(Entry, frozen=True, kw_only=True):
     """A file of the bundle with its size in bytes and the SHA-256 of its content."""
 
     path: RelativePath
@@ -34,7 +34,7 @@ class FileEntry(Entry, kw_only=True):
     bytes: Bytes
 
 
-class Tensor(Entry, kw_only=True):
+class Tensor(Entry, frozen=True, kw_only=True):
     """An input or output of an artifact; None in ``shape`` is free at run time."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
@@ -42,7 +42,7 @@ class Tensor(Entry, kw_only=True):
     shape: Annotated[tuple[Dimension | None, ...], msgspec.Meta(max_length=8)]
 
 
-class KnownAnswerEntry(Entry, kw_only=True):
+class KnownAnswerEntry(Entry, frozen=True, kw_only=True):
     """Feeds and the outputs that the artifact gave for them where it was made, flattened with their shapes."""
 
     feeds: dict[str, list[list[Token]]]
@@ -51,7 +51,7 @@ class KnownAnswerEntry(Entry, kw_only=True):
     tolerance: Annotated[float, msgspec.Meta(gt=0, le=1e3)]
 
 
-class ArtifactEntry(Entry, kw_only=True):
+class ArtifactEntry(Entry, frozen=True, kw_only=True):
     """One artifact: ``files[0]`` is what the runtime opens, the others lie beside it.
 
     ``buckets``: token counts that the artifact takes when its shapes are fixed (ascending), empty when they are free.
@@ -66,7 +66,7 @@ class ArtifactEntry(Entry, kw_only=True):
     known_answers: Annotated[tuple[KnownAnswerEntry, ...], msgspec.Meta(min_length=1, max_length=16)]
 
 
-class TokenizerEntry(Entry, kw_only=True):
+class TokenizerEntry(Entry, frozen=True, kw_only=True):
     """The tokenizer: a ``tokenizer.json`` of the tokenizers library; padding as the student was trained with."""
 
     file: FileEntry
@@ -76,7 +76,7 @@ class TokenizerEntry(Entry, kw_only=True):
     padding_side: Literal["left", "right"] = "right"
 
 
-class Measurement(Entry, kw_only=True):
+class Measurement(Entry, frozen=True, kw_only=True):
     """Figures of one artifact on one machine. ``how`` is measured, estimated, emulated or simulated.
 
     Latency in milliseconds of one call at batch 1 and ``tokens`` tokens; memory in MiB; ``samples`` calls timed.
@@ -99,7 +99,7 @@ class Measurement(Entry, kw_only=True):
     disk_mib: float
 
 
-class Provenance(Entry, kw_only=True):
+class Provenance(Entry, frozen=True, kw_only=True):
     """Where the bundle comes from: hashes are SHA-256 in hexadecimal; ``versions`` by package name."""
 
     source: str
@@ -111,7 +111,7 @@ class Provenance(Entry, kw_only=True):
     created: str
 
 
-class Manifest(Entry, kw_only=True):
+class Manifest(Entry, frozen=True, kw_only=True):
     """The whole of ``bundle.json``.
 
     ``quality``: metrics by stage: ``teacher``, ``student`` and one ``<runtime>/<precision>`` for each artifact,

@@ -1,0 +1,196 @@
+"""From a bundle's folder to a student at work: checks the bundle, chooses the artifact, opens its engine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from ..errors import EngineError, MissingExtraError, UsageError
+from ..runtimes.contract import OpenOptions
+from ..runtimes.registry import RUNTIMES, open_artifact
+from .bundle import Bundle, known_answers, read_bundle
+from .manifest import ArtifactEntry, Manifest, Precision
+from .student import Student
+
+if TYPE_CHECKING:
+    from ..device_profiles.schema import DeviceProfile, RuntimePreference
+
+HOST = "host"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An artifact that may be opened, on ``device`` (``cpu`` or ``npu``) with ``threads`` (0: the runtime's choice)."""
+
+    artifact: ArtifactEntry
+    device: str = "cpu"
+    threads: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.artifact.runtime} in {self.artifact.precision} on the {self.device}"
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | os.PathLike[str] | None = None,
+    runtime: str | None = None,
+    precision: str | None = None,
+    threads: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Student:
+    """Load a bundle.
+
+    The artifact is chosen among those that ``runtime`` and ``precision`` leave: with a ``device`` by its profile's
+    order of preference, past what the profile says to avoid; otherwise the fastest that was measured on a machine
+    of this kind, then the order of the bundle. Of these the first is taken whose engine is installed; an engine
+    that is installed and fails is passed over with a warning, and :attr:`Student.effective` tells what runs.
+
+    Args:
+        path: the bundle's folder.
+        device: name or ``.toml`` path of a device profile; None or ``"host"`` for the machine this runs on.
+        runtime: ``onnxruntime``, ``openvino`` or ``litert``.
+        precision: ``fp32``, ``w8a8-static``, ….
+        threads: intra-operator threads; 0 takes the profile's, or the number of physical cores, at most 4.
+        cache_dir: folder for the engine's cache of compiled models; None turns it off.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, was changed, or has no such artifact.
+        MissingExtraError: no engine for it is installed; the message names the extra.
+        EngineError: the engine cannot run it here, or every artifact is to be avoided on ``device``.
+        WrongAnswerError: the engine does not give the bundle's known answers.
+        ProfileError: no such device profile.
+        UsageError: an option that there is not.
+    """
+    _check_options(runtime, precision, threads)
+    bundle = read_bundle(path)
+    artifacts = bundle.artifacts(runtime, precision)
+    if device is None or device == HOST:
+        candidates = [Candidate(artifact) for artifact in by_measurement(bundle.manifest, artifacts)]
+    else:
+        # Imported here: reading profiles takes memory that most apps need not pay.
+        from ..device_profiles.profiles import load_profile
+
+        name = device if isinstance(device, str) else Path(device)
+        candidates = by_preference(
+            bundle.manifest, artifacts, load_profile(name), explicit=runtime is not None and precision is not None
+        )
+    return _open_first(bundle, candidates, threads, None if cache_dir is None else Path(cache_dir))
+
+
+def by_measurement(manifest: Manifest, artifacts: tuple[ArtifactEntry, ...]) -> list[ArtifactEntry]:
+    """The artifacts by their p90 latency measured on machines of this kind; unmeasured ones after, in their order."""
+    latency: dict[tuple[str, str], float] = {}
+    for measurement in manifest.measurements:
+        if measurement.how == "measured" and is_this_kind(measurement.machine):
+            key = (measurement.runtime, measurement.precision)
+            latency[key] = min(measurement.p90_ms, latency.get(key, measurement.p90_ms))
+    return sorted(
+        artifacts, key=lambda artifact: latency.get((artifact.runtime, artifact.precision), float("inf"))
+    )
+
+
+def is_this_kind(machine: str) -> bool:
+    """Whether a measurement's ``machine`` names this machine's instruction set."""
+    return platform.machine().lower() in re.split(r"[^a-z0-9_]+", machine.lower())
+
+
+def by_preference(
+    manifest: Manifest, artifacts: tuple[ArtifactEntry, ...], profile: DeviceProfile, *, explicit: bool = False
+) -> list[Candidate]:
+    """The artifacts in the order in which a device profile prefers their runtimes.
+
+    Args:
+        manifest: the bundle's manifest, for its family and task.
+        artifacts: what to choose from.
+        profile: the device.
+        explicit: the caller named runtime and precision, so that what the profile says to avoid is allowed.
+
+    Raises:
+        EngineError: nothing of the bundle is for a runtime of the device, or all of it is to be avoided there.
+    """
+    chosen: list[Candidate] = []
+    reasons: list[str] = []
+    for preference in profile.runtimes:
+        for artifact in artifacts:
+            if artifact.runtime != preference.name:
+                continue
+            reason = None if explicit else _avoided(manifest, artifact, preference)
+            if reason is None:
+                chosen.append(Candidate(artifact, preference.device, preference.threads))
+            else:
+                reasons.append(f"{artifact.runtime} in {artifact.precision}: {reason}")
+    if chosen:
+        return chosen
+    names = ", ".join(dict.fromkeys(preference.name for preference in profile.runtimes))
+    there = ", ".join(f"{artifact.runtime} in {artifact.precision}" for artifact in artifacts)
+    if reasons:
+        raise EngineError(
+            f"the profile {profile.id!r} says to avoid all that fits ({'; '.join(reasons)}); name runtime and "
+            "precision to use one all the same, or convert the student for this device"
+        )
+    raise EngineError(
+        f"nothing fits the device {profile.id!r}: it runs {names}, and there is {there}; convert the student for it"
+    )
+
+
+def _avoided(manifest: Manifest, artifact: ArtifactEntry, preference: RuntimePreference) -> str | None:
+    """Why the profile says not to use the artifact, or None: an entry that names its precision, the family or task."""
+    subjects = {artifact.precision, manifest.family.lower(), manifest.task}
+    for avoid in preference.avoid:
+        if subjects & set(re.findall(r"[a-z0-9_-]+", avoid.what.lower())):
+            return avoid.why
+    return None
+
+
+def _open_first(bundle: Bundle, candidates: list[Candidate], threads: int, cache_dir: Path | None) -> Student:
+    missing: list[MissingExtraError] = []
+    failed: list[EngineError] = []
+    for candidate in candidates:
+        artifact = candidate.artifact
+        options = OpenOptions(
+            device=candidate.device,
+            threads=threads or candidate.threads,
+            cache_dir=cache_dir,
+            known_answers=known_answers(artifact),
+        )
+        try:
+            session = open_artifact(artifact.runtime, bundle.artifact_path(artifact), options)
+        except MissingExtraError as error:
+            missing.append(error)
+            continue
+        except EngineError as error:
+            failed.append(error)
+            continue
+        for failure in failed:
+            warnings.warn(f"{bundle.folder}: took {candidate}, since: {failure}", RuntimeWarning, stacklevel=3)
+        return Student(bundle, artifact, session)
+    raise _first_failure(failed, missing)
+
+
+def _first_failure(failed: list[EngineError], missing: list[MissingExtraError]) -> EngineError:
+    """What to tell where nothing could be opened: the first real failure, or which extras would help."""
+    if failed:
+        return failed[0]
+    extras = list(dict.fromkeys(error.extra for error in missing))
+    error = missing[0]
+    if len(extras) > 1:
+        error.args = (
+            f"none of the engines that the bundle is for is installed here ({', '.join(extras)}); install one with: "
+            f"pip install 'edgescribe[{extras[0]}]'",
+        )
+    return error
+
+
+def _check_options(runtime: str | None, precision: str | None, threads: object) -> None:
+    if runtime is not None and runtime not in RUNTIMES:
+        raise UsageError(f"there is no runtime {runtime!r}; choose one of {', '.join(RUNTIMES)}")
+    if precision is not None and precision not in get_args(Precision):
+        raise UsageError(f"there is no precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 1024:
+        raise UsageError(f"threads is {threads!r}; give a whole number, or 0 for the number of physical cores")
