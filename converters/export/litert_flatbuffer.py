@@ -46,12 +46,12 @@ class Quantization:
 class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
     """A buffer whose bytes start at a multiple of ``ALIGNMENT``, which the generated packer does not see to."""
 
-    def Pack(self, builder: Any) -> Any:  # noqa: N802
+    def Pack(self, builder: Any) -> Any:
         data = None
-        if self.data is not None and len(self.data):
+        if self.data:
             builder.StartVector(1, len(self.data), ALIGNMENT)
             builder.head -= len(self.data)
-            builder.Bytes[builder.Head() : builder.Head() + len(self.data)] = self.data.tobytes()
+            builder.Bytes[builder.Head() : builder.Head() + len(self.data)] = self.data
             data = builder.EndVector()
         schema.BufferStart(builder)
         if data is not None:
@@ -64,7 +64,7 @@ class _SharedParameters(schema.QuantizationParametersT):  # type: ignore[misc]
 
     packed: tuple[Any, Any] | None = None
 
-    def Pack(self, builder: Any) -> Any:  # noqa: N802
+    def Pack(self, builder: Any) -> Any:
         if self.packed is None or self.packed[0] is not builder:
             self.packed = (builder, super().Pack(builder))
         return self.packed[1]
@@ -92,8 +92,8 @@ class FlatbufferFile:
 
     def buffer(self, array: NDArray[Any]) -> int:
         """Index of the buffer that holds the array's bytes (little-endian, row by row)."""
-        data = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-        key = hashlib.sha256(data).digest() + len(data).to_bytes(8, "little")
+        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        key = hashlib.sha256(data).digest()
         if key not in self._buffer_of:
             entry = _AlignedBuffer()
             entry.data = data
@@ -148,6 +148,7 @@ class Subgraph:
         self._graph.tensors, self._graph.operators = [], []
         self._constants: dict[tuple[Any, ...], int] = {}
         self._names: dict[str, int] = {}
+        self._quantizations: dict[int, Quantization] = {}
 
     def tensor(
         self, name: str, shape: Sequence[int], dtype: str, quantization: Quantization | None = None, buffer: int = 0
@@ -161,13 +162,17 @@ class Subgraph:
         entry.buffer = buffer
         if quantization is not None:
             entry.quantization = self._file.parameters(quantization)
+            self._quantizations[len(self._graph.tensors)] = quantization
         self._graph.tensors.append(entry)
         return len(self._graph.tensors) - 1
 
     def constant(self, name: str, array: NDArray[Any], quantization: Quantization | None = None) -> int:
-        """A constant tensor of the array's dtype and shape; the same constant asked for again is the same tensor."""
+        """A constant tensor of the array's dtype and shape; the same constant asked for again is the same tensor.
+
+        Constants of other names with the same bytes are tensors of their own on the same buffer.
+        """
         buffer = self._file.buffer(array)
-        key = (buffer, array.shape, array.dtype.name, quantization)
+        key = (name, buffer, array.shape, array.dtype.name, quantization)
         if key not in self._constants:
             self._constants[key] = self.tensor(name, array.shape, array.dtype.name, quantization, buffer)
         return self._constants[key]
@@ -175,6 +180,14 @@ class Subgraph:
     def shape(self, tensor: int) -> tuple[int, ...]:
         """Shape of a tensor."""
         return tuple(int(size) for size in self._graph.tensors[tensor].shape)
+
+    def dtype(self, tensor: int) -> str:
+        """numpy's name of a tensor's dtype."""
+        return DTYPES[self._graph.tensors[tensor].type]
+
+    def quantization(self, tensor: int) -> Quantization | None:
+        """The grid that a tensor was declared with."""
+        return self._quantizations.get(tensor)
 
     def operator(
         self, name: str, inputs: Sequence[int], outputs: Sequence[int], version: int = 1, **options: Any

@@ -1,0 +1,204 @@
+"""Reads an exported .tflite: its integers, scales and grids, and what the engine makes of its linear layers."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+
+from ...errors import BundleError
+from ..quantized_weights import Grid, SiteGrids
+from .litert_flatbuffer import DTYPES
+
+
+@dataclass(frozen=True)
+class LiteRtContents:
+    """What a file holds.
+
+    Attributes:
+        matrices: integers int8 ``[out, in]`` and scales float32 ``[out]`` of each quantised linear layer, by name.
+        tables: integers int8 ``[rows, width]`` and scales float32 ``[rows]`` of each quantised table, by name.
+        sites: activation grids by site; empty unless the file is static.
+    """
+
+    matrices: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
+    tables: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
+    sites: dict[str, SiteGrids]
+
+
+@dataclass(frozen=True)
+class LinearKernel:
+    """How the engine runs one linear layer of one signature.
+
+    Attributes:
+        signature: ``tokens_<T>``.
+        site: the site it was written for.
+        matrix: name of its weights.
+        operands: dtypes of activations, weights and result in the engine's tensors.
+        delegated: whether it is part of what XNNPACK took over, by the engine's own list of nodes.
+    """
+
+    signature: str
+    site: str
+    matrix: str
+    operands: tuple[str, str, str]
+    delegated: bool
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether it multiplies 8-bit integers: int8 operands, or XNNPACK's rounding of each row while running."""
+        x, weight, result = self.operands
+        return weight == "int8" and ((x == "int8" and result == "int8") or (x == "float32" and self.delegated))
+
+
+def read_back(path: Path) -> LiteRtContents:
+    """The integers, scales and grids that a file of ``export_litert`` holds; its signatures are found to agree.
+
+    Raises:
+        BundleError: the file is not a readable .tflite, or its signatures hold different numbers.
+    """
+    model = _read(path)
+    contents = LiteRtContents({}, {}, {})
+    for graph in model.subgraphs:
+        named = {tensor.name.decode(): tensor for tensor in graph.tensors}
+        for operator in graph.operators:
+            code = _code(model, operator)
+            tensors = [graph.tensors[index] for index in (*operator.inputs, *operator.outputs)]
+            name = tensors[1 if code == schema.BuiltinOperator.FULLY_CONNECTED else 0].name.decode()
+            if code == schema.BuiltinOperator.FULLY_CONNECTED and tensors[1].type == schema.TensorType.INT8:
+                scales = np.asarray(tensors[1].quantization.scale, np.float32)
+                _agree(path, contents.matrices, name, (_data(model, tensors[1]), scales))
+                if tensors[0].type == schema.TensorType.INT8:
+                    site = _site(tensors[-1].name.decode())
+                    grids = SiteGrids(_grid(tensors[0]), _grid(tensors[-1]))
+                    if contents.sites.setdefault(site, grids) != grids:
+                        raise BundleError(f"{path} has two activation grids for {site!r}: export it anew")
+            elif f"{name}/scales" in named and tensors[0].type == schema.TensorType.INT8:
+                scales = _data(model, named[f"{name}/scales"]).reshape(-1)
+                _agree(path, contents.tables, name, (_data(model, tensors[0]), scales))
+    return contents
+
+
+def kernel_report(path: Path) -> list[LinearKernel]:
+    """How the engine on this machine runs each linear layer, after it handed over to XNNPACK what that takes.
+
+    Raises:
+        BundleError: the file is not a readable .tflite.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = _read(path)
+    report = []
+    for signature in model.signatureDefs:
+        interpreter = Interpreter(model_content=_with_first(path, signature.subgraphIndex), num_threads=1)
+        interpreter.allocate_tensors()
+        nodes = interpreter._get_ops_details()
+        left = set(_run_by_the_engine(nodes))
+        taken = {int(tensor) for node in nodes if node["op_name"] == "DELEGATE" for tensor in node["inputs"]}
+        details = {entry["index"]: entry for entry in interpreter.get_tensor_details()}
+        names = [tensor.name.decode() for tensor in model.subgraphs[signature.subgraphIndex].tensors]
+        for node in nodes:
+            if node["op_name"] != "FULLY_CONNECTED":
+                continue
+            x, weight, result = int(node["inputs"][0]), int(node["inputs"][1]), int(node["outputs"][0])
+            dtypes = {index: np.dtype(details[index]["dtype"]).name for index in (x, weight, result)}
+            operands = (dtypes[x], dtypes[weight], dtypes[result])
+            key = signature.signatureKey.decode()
+            taken_over = weight in taken and "FULLY_CONNECTED" not in left
+            report.append(LinearKernel(key, _site(names[result]), names[weight], operands, taken_over))
+    return report
+
+
+def undelegated_operators(path: Path) -> dict[str, list[str]]:
+    """By signature, names of the operators that the engine did not hand over to XNNPACK, in the order they run.
+
+    Raises:
+        BundleError: the file is not a readable .tflite.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    found = {}
+    for signature in _read(path).signatureDefs:
+        interpreter = Interpreter(model_content=_with_first(path, signature.subgraphIndex), num_threads=1)
+        interpreter.allocate_tensors()
+        found[signature.signatureKey.decode()] = _run_by_the_engine(interpreter._get_ops_details())
+    return found
+
+
+def _run_by_the_engine(nodes: list[dict[str, Any]]) -> list[str]:
+    """Names of the nodes whose results are read by what is left beside the delegate's own nodes."""
+    delegates = [node for node in nodes if node["op_name"] == "DELEGATE"]
+    from_delegates = {int(tensor) for node in delegates for tensor in node["outputs"]}
+    own = [node for node in nodes if node["op_name"] != "DELEGATE"]
+    read = {int(tensor) for node in delegates for tensor in node["inputs"]}
+    if not delegates:
+        return [node["op_name"] for node in own]
+    kept = []
+    for node in reversed(own):
+        results = {int(tensor) for tensor in node["outputs"]}
+        if results & read and not results & from_delegates:
+            kept.append(node["op_name"])
+            read |= {int(tensor) for tensor in node["inputs"]}
+    return kept[::-1]
+
+
+def _read(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+        if data[4:8] != b"TFL3":
+            raise BundleError(f"{path} is not a .tflite: export it anew")
+        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, IndexError, TypeError, AttributeError, OverflowError, MemoryError, struct.error) as error:
+        raise BundleError(f"{path} is a damaged .tflite ({error}): export it anew") from error
+
+
+def _with_first(path: Path, subgraph: int) -> bytes:
+    """The file with one subgraph moved to the front, since the engine tells of the nodes of the first alone."""
+    model = _read(path)
+    model.subgraphs[0], model.subgraphs[subgraph] = model.subgraphs[subgraph], model.subgraphs[0]
+    places = {0: subgraph, subgraph: 0}
+    for signature in model.signatureDefs:
+        signature.subgraphIndex = places.get(signature.subgraphIndex, signature.subgraphIndex)
+    builder = flatbuffers.Builder(path.stat().st_size + 65536)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _code(model: Any, operator: Any) -> int:
+    entry = model.operatorCodes[operator.opcodeIndex]
+    return max(int(entry.builtinCode), int(entry.deprecatedBuiltinCode))
+
+
+def _data(model: Any, tensor: Any) -> NDArray[Any]:
+    data = model.buffers[tensor.buffer].data
+    flat = np.zeros(0, np.uint8) if data is None else np.asarray(data, np.uint8)
+    return flat.view(DTYPES[tensor.type]).reshape(tensor.shape)
+
+
+def _grid(tensor: Any) -> Grid:
+    return Grid(float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0]))
+
+
+def _site(name: str) -> str:
+    """The site of a tensor named ``<site>/output``, or ``<site>/output#2`` for a later call."""
+    return name.rpartition("/output")[0]
+
+
+def _agree(
+    path: Path,
+    held: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]],
+    name: str,
+    found: tuple[NDArray[np.int8], NDArray[np.float32]],
+) -> None:
+    """Put in what was found, or see that it equals what another signature held."""
+    before = held.setdefault(name, found)
+    if not (np.array_equal(before[0], found[0]) and np.array_equal(before[1], found[1])):
+        raise BundleError(f"{path} holds different numbers for {name!r} in different signatures: export it anew")
