@@ -81,6 +81,8 @@ class Anatomy:
         architectures: transformers' class name by task.
         layer_prefix: what the names of one layer begin with, with ``{layer}``.
         padding_side: where padding goes.
+        projection: how the name of the weight ends that projects embeddings to the hidden width, if there can be one.
+        ignored: patterns of tensors that play no part in the tasks served here.
     """
 
     model_type: str
@@ -94,6 +96,7 @@ class Anatomy:
     layer_prefix: str
     shared_layers: bool = False
     padding_side: Literal["left", "right"] = "right"
+    projection: str | None = None
     ignored: tuple[str, ...] = field(default=())
 
     def parameters_of(self, task: Task, layers: int) -> dict[str, Parameter]:
@@ -107,6 +110,10 @@ class Anatomy:
         for parameter in self.heads_of.get(task, ()):
             found[parameter.name] = parameter
         return found
+
+    def embedding_follows_hidden(self, names: Mapping[str, Any]) -> bool:
+        """Whether the embedding tables lie right on the hidden width, no projection between them (``names``: weights)."""
+        return self.projection is None or not any(name.endswith(self.projection) for name in names)
 
     def is_ignored(self, name: str) -> bool:
         """Whether a checkpoint tensor plays no part in the tasks served here (position id buffers, poolers, heads)."""

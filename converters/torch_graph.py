@@ -38,6 +38,24 @@ class Recording:
     attention: list[torch.Tensor] = field(default_factory=list)
 
 
+class NormStatistics:
+    """Per unit, the mean and mean square of what each layer norm gives before its gain and bias, over real tokens."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.squares: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    @torch.no_grad()
+    def add(self, norm: str, x: torch.Tensor, eps: float, mask: torch.Tensor) -> None:
+        """Take in ``x`` ``[B, T, W]``, which enters the norm."""
+        normal = functional.layer_norm(x.float(), (x.shape[-1],), eps=eps)
+        rows = normal[mask.bool()] if normal.shape[:2] == mask.shape else normal.reshape(-1, x.shape[-1])
+        self.sums[norm] = self.sums.get(norm, torch.zeros(x.shape[-1])) + rows.sum(0)
+        self.squares[norm] = self.squares.get(norm, torch.zeros(x.shape[-1])) + rows.square().sum(0)
+        self.counts[norm] = self.counts.get(norm, 0) + rows.shape[0]
+
+
 def as_matrix(weight: torch.Tensor, parameter: Parameter) -> torch.Tensor:
     """A linear layer's weight as ``[out, in]``, whatever the checkpoint's layout."""
     if parameter.matrix == "in_heads":
@@ -53,7 +71,7 @@ class TorchGraph(nn.Module):
     Args:
         student: weights (copied) and family.
         precision: ``fp32``, ``w8a8-static`` or ``w8a8-dynamic``.
-        dropout: probability on what each layer adds and on attention, while training.
+        dropout: probability on what each layer adds to its residual, while training.
     """
 
     def __init__(self, student: Student, precision: str = "fp32", dropout: float = 0.0) -> None:
@@ -68,6 +86,7 @@ class TorchGraph(nn.Module):
         )
         self.inputs, self.outputs = nn.ModuleDict(), nn.ModuleDict()
         self.folded: set[str] = set()
+        self.norm_statistics: NormStatistics | None = None
         self.whole_layers = False
         self._recording: Recording | None = None
         self._feeds: dict[str, torch.Tensor] = {}
@@ -219,6 +238,8 @@ class TorchGraph(nn.Module):
         """See GraphBuilder."""
         if residual is not None:
             x = functional.dropout(x, self.dropout, self.training) + residual
+        if self.norm_statistics is not None:
+            self.norm_statistics.add(norm, x, eps, self.token_mask())
         gain, bias = self.weight(f"{norm}.weight"), self.weight(f"{norm}.bias")
         return functional.layer_norm(x, (x.shape[-1],), gain, bias, eps)
 
@@ -250,15 +271,13 @@ class TorchGraph(nn.Module):
         if self._penalty is None:
             self._penalty = ((1 - mask.to(torch.float32)) * -1e4)[:, None, None, :]
         penalty = self._penalty if bias is None else self._penalty + bias * scale
-        dropout = self.dropout if self.training else 0.0
         if self._recording is None:
-            penalty = penalty.to(q.dtype)
-            context = functional.scaled_dot_product_attention(q, k, v, penalty, dropout, scale=scale)
+            context = functional.scaled_dot_product_attention(q, k, v, penalty.to(q.dtype), scale=scale)
         else:
             scores = (q @ k.transpose(-1, -2)).float() * scale + penalty
             logs = scores.log_softmax(-1)
             self._recording.attention.append(logs)
-            context = functional.dropout(logs.exp(), dropout, self.training).to(v.dtype) @ v
+            context = logs.exp().to(v.dtype) @ v
         return context.transpose(1, 2).reshape(query.shape[0], query.shape[1], -1)
 
     @staticmethod

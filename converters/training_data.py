@@ -16,6 +16,9 @@ from .student import Student
 POOL = 50
 """Batches whose texts are sorted by length together."""
 
+ROUND = 16
+"""Batches are padded to a multiple of this: oneDNN compiles a kernel for every new shape, which costs more."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -143,7 +146,8 @@ def _pad(rows: Sequence[NDArray[np.int32]], fill: int, side: str, length: int) -
 
 
 def _feeds(rows: Sequence[NDArray[np.int32]], types: Sequence[NDArray[np.int32]], of: Student) -> dict[str, torch.Tensor]:
-    length, side = max(len(row) for row in rows), of.anatomy.padding_side
+    longest, side = max(len(row) for row in rows), of.anatomy.padding_side
+    length = min(-(-longest // ROUND) * ROUND, max(of.max_tokens, longest))
     return {
         "input_ids": _pad(rows, of.pad_id, side, length),
         "attention_mask": _pad([np.ones_like(row) for row in rows], 0, side, length),

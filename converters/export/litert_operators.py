@@ -113,8 +113,8 @@ class Operators:
         """``x`` with other axes, row by row; ``x`` itself where it has that shape."""
         if tuple(shape) == self.shape(x):
             return x
-        wanted = np.asarray(shape, np.int32)
-        return self._moved("RESHAPE", [x, self._integers(*shape)], shape, options_type="ReshapeOptions", newShape=wanted)
+        new = np.asarray(shape, np.int32)
+        return self._moved("RESHAPE", [x, self._integers(*shape)], shape, options_type="ReshapeOptions", newShape=new)
 
     def transpose(self, x: int, order: Sequence[int]) -> int:
         """``x`` with its axes in another order."""

@@ -1,0 +1,210 @@
+"""Pruning: units leave for good, and what remains is an ordinary, smaller checkpoint.
+
+Sizes are uniform over the layers, so that the family's own configuration describes the result. In every family
+served here the width of a head is ``hidden / heads`` by definition of the checkpoint format, so heads and hidden
+width go together (docs/decisions/003).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import RecipeError
+from .importance import Importance, measure_importance
+from .student import Student
+from .training_data import Example
+from .vocabulary import trim_vocabulary
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What a student shall be pruned to; None leaves a size as it is.
+
+    ``layers``, ``neurons`` (of each feed-forward block), ``heads`` (of each layer), ``hidden`` width
+    (``heads x head width``; either follows from the other), ``positions`` (longest input in tokens) and
+    ``vocabulary`` (most tokens to keep: those that domain text uses, most frequent first; 0 keeps all it uses).
+    """
+
+    layers: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    neurons: int | None = None
+    positions: int | None = None
+    vocabulary: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be pruned."""
+        return self == Pruning()
+
+
+def prune(student: Student, pruning: Pruning, examples: Sequence[Example], texts: Sequence[str]) -> Student:
+    """The smaller student.
+
+    Args:
+        examples: made with this student's tokenizer, for the scores of units.
+        texts: domain text, for the vocabulary.
+
+    Raises:
+        RecipeError: a size that is larger than the student's, not positive, or that its family cannot have.
+    """
+    pruning = _checked(student, pruning)
+    units = (pruning.layers, pruning.hidden, pruning.heads, pruning.neurons)
+    if any(size is not None for size in units):
+        importance = measure_importance(student, examples)
+        student = prune_units(student, pruning, importance)
+        if pruning.layers is not None:
+            student = prune_layers(student, keep_layers(importance, pruning.layers))
+    if pruning.positions is not None:
+        student = prune_positions(student, pruning.positions)
+    if pruning.vocabulary is not None:
+        student = trim_vocabulary(student, texts, pruning.vocabulary)
+    return student
+
+
+def _checked(student: Student, pruning: Pruning) -> Pruning:
+    shape, width = student.shape, student.shape.head_width
+    asked = {
+        "layers": (pruning.layers, shape.layers),
+        "hidden": (pruning.hidden, shape.hidden),
+        "heads": (pruning.heads, shape.heads),
+        "neurons": (pruning.neurons, shape.neurons),
+        "positions": (pruning.positions, student.max_tokens),
+    }
+    for name, (size, present) in asked.items():
+        if size is not None and not 1 <= size <= present:
+            raise RecipeError(f"the recipe asks for {size} {name}; this student has {present}: give 1 to {present}")
+    if pruning.vocabulary is not None and pruning.vocabulary < 0:
+        raise RecipeError(f"the recipe asks for a vocabulary of {pruning.vocabulary}; give 0 or more tokens")
+    hidden, heads = pruning.hidden, pruning.heads
+    if hidden is None and heads is not None:
+        hidden = heads * width
+    if heads is None and hidden is not None:
+        heads = hidden // width
+    if hidden is not None and heads is not None and hidden != heads * width:
+        raise RecipeError(
+            f"the recipe asks for a hidden width of {hidden} with {heads} heads; in the family "
+            f"{student.anatomy.model_type} hidden = heads x head width, which is {width} here: "
+            f"give {heads * width} with {heads} heads, or leave one of the two out"
+        )
+    if hidden == shape.hidden:
+        hidden = heads = None
+    return replace(pruning, hidden=hidden, heads=heads)
+
+
+def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Numbers of the ``count`` best units, ascending; of equals the first stay."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    return order[:count].sort().values
+
+
+def keep_layers(importance: Importance, count: int) -> list[int]:
+    """Numbers of the layers to keep: those that turn the hidden state most; the last one always stays."""
+    scores = importance.layers.clone()
+    scores[-1] = math.inf
+    return [int(layer) for layer in _best(scores, count)]
+
+
+def prune_units(student: Student, pruning: Pruning, importance: Importance) -> Student:
+    """Keep the best heads, neurons and hidden units; layers, positions and vocabulary stay as they are.
+
+    Layer norms then run over fewer units: their gains and biases are corrected by the statistics of what they
+    gave before, so that the mean and spread of the units that stay are as they were.
+    """
+    shape, anatomy = student.shape, student.anatomy
+    groups = len(importance.heads)
+    hidden = _best(importance.hidden, pruning.hidden) if pruning.hidden is not None else None
+    heads = [_best(importance.heads[layer], pruning.heads) if pruning.heads else None for layer in range(groups)]
+    neurons = [_best(importance.neurons[layer], pruning.neurons) if pruning.neurons else None for layer in range(groups)]
+    layout = anatomy.parameters_of(student.task, shape.layers)
+    embedding_is_hidden = shape.embedding == shape.hidden and anatomy.embedding_follows_hidden(student.state)
+    state = {}
+    for name, tensor in student.state.items():
+        parameter = layout[name]
+        layer = _layer_number(student, name) if groups > 1 else 0
+        if hidden is not None and parameter.kind == "norm" and parameter.axes == ("hidden",):
+            tensor = _corrected_norm(student, name, tensor, hidden, importance)
+        for axis, role in enumerate(parameter.axes):
+            kept: torch.Tensor | None = None
+            if role == "hidden" or (role == "embedding" and embedding_is_hidden):
+                kept = hidden
+            elif role == "neurons":
+                kept = neurons[layer]
+            elif role == "heads":
+                kept = heads[layer]
+                if kept is not None and tensor.shape[axis] != shape.heads:
+                    kept = (kept[:, None] * shape.head_width + torch.arange(shape.head_width)).reshape(-1)
+            if kept is not None:
+                tensor = tensor.index_select(axis, kept)
+        state[name] = tensor.contiguous()
+    config = copy.deepcopy(student.config)
+    fields = anatomy.config_fields
+    if hidden is not None and pruning.heads is not None:
+        config[fields["hidden"]], config[fields["heads"]] = len(hidden), pruning.heads
+        if "head_width" in fields:
+            config[fields["head_width"]] = shape.head_width
+        if embedding_is_hidden and "embedding" in fields:
+            config[fields["embedding"]] = len(hidden)
+    if pruning.neurons is not None:
+        config[fields["neurons"]] = pruning.neurons
+    return replace(student, config=config, state=state)
+
+
+def _layer_number(student: Student, name: str) -> int:
+    for layer in range(student.shape.layers):
+        if student.anatomy.layer_prefix.format(layer=layer) in name:
+            return layer
+    return 0
+
+
+def _corrected_norm(
+    student: Student, name: str, tensor: torch.Tensor, kept: torch.Tensor, importance: Importance
+) -> torch.Tensor:
+    norm, statistics = name.rsplit(".", 1)[0], importance.norms
+    if norm not in statistics.counts:
+        return tensor
+    count = statistics.counts[norm]
+    shift = float(statistics.sums[norm][kept].mean()) / count
+    spread = math.sqrt(max(float(statistics.squares[norm][kept].mean()) / count - shift * shift, 1e-6))
+    if name.endswith(".weight"):
+        return tensor * spread
+    return tensor + student.state[f"{norm}.weight"] * shift
+
+
+def prune_layers(student: Student, kept: Sequence[int]) -> Student:
+    """Keep the layers of the given numbers, ascending."""
+    anatomy = student.anatomy
+    config = copy.deepcopy(student.config)
+    config[anatomy.config_fields["layers"]] = len(kept)
+    if anatomy.shared_layers:
+        return replace(student, config=config)
+    state = {}
+    starts = {anatomy.layer_prefix.format(layer=layer): layer for layer in range(student.shape.layers)}
+    for name, tensor in student.state.items():
+        start = next((each for each in starts if each in name), None)
+        if start is None:
+            state[name] = tensor
+        elif starts[start] in kept:
+            state[name.replace(start, anatomy.layer_prefix.format(layer=list(kept).index(starts[start])))] = tensor
+    return replace(student, config=config, state=state)
+
+
+def prune_positions(student: Student, tokens: int) -> Student:
+    """Shorten the table of positions to inputs of ``tokens`` tokens (families without such a table: the limit alone)."""
+    anatomy, config = student.anatomy, copy.deepcopy(student.config)
+    rows = tokens + student.shape.position_offset
+    state = {}
+    layout = anatomy.parameters_of(student.task, student.shape.layers)
+    for name, tensor in student.state.items():
+        axes = layout[name].axes
+        state[name] = tensor[:rows].contiguous() if axes and axes[0] == "positions" else tensor
+    if "positions" in anatomy.config_fields:
+        config[anatomy.config_fields["positions"]] = rows
+    tokenizer_config = dict(student.tokenizer_config)
+    tokenizer_config["model_max_length"] = tokens
+    return replace(student, config=config, state=state, max_tokens=tokens, tokenizer_config=tokenizer_config)

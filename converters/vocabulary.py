@@ -1,0 +1,220 @@
+"""Trimming the vocabulary to a domain: tokens its texts never use leave the tokenizer and the embedding table.
+
+What stays besides the tokens used: the special and added tokens, and every piece of one character (and every
+byte), so that any text can still be cut. Text of the domain is cut as before: in WordPiece the longest match
+stays the longest, in BPE every merge that leads to a kept token stays, in Unigram the best path stays the best.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from ..errors import RecipeError, StudentError
+from .student import Student
+
+CHECKED = 2000
+"""Texts that are cut by both tokenizers to see that they agree, when every token of the domain was kept."""
+
+ID_FIELDS = (
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "cls_token_id",
+    "sep_token_id",
+    "mask_token_id",
+    "unk_token_id",
+    "decoder_start_token_id",
+)
+
+
+def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> Student:
+    """The student with only the tokens that ``texts`` use, at most ``size`` of them (0: all of them).
+
+    Raises:
+        RecipeError: no texts, or ``size`` is too small even for the tokens that must stay.
+        StudentError: a tokenizer model that is not WordPiece, BPE, Unigram or WordLevel.
+    """
+    if not texts:
+        raise RecipeError("the vocabulary is trimmed to domain text, and there is none")
+    counts: Counter[int] = Counter()
+    for start in range(0, len(texts), 1000):
+        for encoding in student.tokenizer.encode_batch(list(texts[start : start + 1000])):
+            counts.update(encoding.ids)
+    description = json.loads(student.tokenizer.to_str())
+    rows = student.shape.vocabulary
+    kept = _kept_ids(student, description, counts, size)
+    kept = [number for number in kept if number < rows]
+    new_id = {old: new for new, old in enumerate(kept)}
+    tokenizer = Tokenizer.from_str(json.dumps(_rewritten(description, new_id)))
+    if size == 0 or len(kept) < size:
+        _check_agreement(student.tokenizer, tokenizer, new_id, texts[:CHECKED])
+    config = copy.deepcopy(student.config)
+    config[student.anatomy.config_fields["vocabulary"]] = len(kept)
+    for field in ID_FIELDS:
+        if isinstance(config.get(field), int):
+            config[field] = new_id.get(config[field])
+    layout = student.anatomy.parameters_of(student.task, student.shape.layers)
+    index = torch.tensor(kept)
+    state = {
+        name: tensor[index].contiguous() if layout[name].axes[:1] == ("vocabulary",) else tensor
+        for name, tensor in student.state.items()
+    }
+    tokenizer_config = dict(student.tokenizer_config)
+    if isinstance(tokenizer_config.get("added_tokens_decoder"), dict):
+        decoder = tokenizer_config["added_tokens_decoder"]
+        tokenizer_config["added_tokens_decoder"] = {
+            str(new_id[int(old)]): entry for old, entry in decoder.items() if int(old) in new_id
+        }
+    return replace(
+        student,
+        config=config,
+        state=state,
+        tokenizer=tokenizer,
+        tokenizer_config=tokenizer_config,
+        pad_id=new_id.get(student.pad_id, 0),
+    )
+
+
+def _kept_ids(student: Student, description: Mapping[str, Any], counts: Counter[int], size: int) -> list[int]:
+    """Old ids to keep, ascending."""
+    model = description["model"]
+    vocabulary = _vocabulary(model)
+    must = {entry["id"] for entry in description.get("added_tokens", ())}
+    must |= {value for field in ID_FIELDS if isinstance(value := student.config.get(field), int)}
+    must |= {student.pad_id}
+    if isinstance(model.get("unk_token"), str) and model["unk_token"] in vocabulary:
+        must.add(vocabulary[model["unk_token"]])
+    if isinstance(model.get("unk_id"), int):
+        must.add(model["unk_id"])
+    prefix = model.get("continuing_subword_prefix") or ""
+    for token, number in vocabulary.items():
+        bare = token.removeprefix(prefix) if prefix else token
+        if (len(bare) == 1 and _is_common(bare)) or (token.startswith("<0x") and token.endswith(">")):
+            must.add(number)
+        elif len(bare) == 1 and counts[number]:
+            must.add(number)
+    if size and size < len(must):
+        raise RecipeError(
+            f"the recipe asks for a vocabulary of {size}; {len(must)} tokens must stay (special tokens and single "
+            "characters): give more, or 0 for all that the domain text uses"
+        )
+    parents = _merge_parents(model, vocabulary)
+    kept = set(must)
+    for number, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if number in kept:
+            continue
+        closure = _closure(number, parents, kept)
+        if size and len(kept) + len(closure) > size:
+            continue
+        kept |= closure
+    return sorted(kept)
+
+
+def _is_common(character: str) -> bool:
+    """Single characters that stay whether used or not: all but the large ideographic and syllabic blocks."""
+    return ord(character) < 0x2E80
+
+
+def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:
+    kind, vocabulary = model.get("type"), model.get("vocab")
+    if kind == "Unigram" and isinstance(vocabulary, list):
+        return {token: number for number, (token, _) in enumerate(vocabulary)}
+    if kind in ("WordPiece", "BPE", "WordLevel") and isinstance(vocabulary, dict):
+        return dict(vocabulary)
+    raise StudentError(
+        f"the tokenizer's model is {kind!r}; vocabularies of WordPiece, BPE, Unigram and WordLevel can be trimmed"
+    )
+
+
+def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs = []
+    for merge in model.get("merges") or ():
+        first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
+        pairs.append((first, second))
+    return pairs
+
+
+def _joined(model: Mapping[str, Any], first: str, second: str) -> str:
+    prefix = model.get("continuing_subword_prefix") or ""
+    return first + (second.removeprefix(prefix) if prefix else second)
+
+
+def _merge_parents(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> dict[int, list[int]]:
+    """For each BPE token, the tokens that some merge makes it of."""
+    parents: dict[int, list[int]] = {}
+    for first, second in _pairs(model):
+        child = vocabulary.get(_joined(model, first, second))
+        if child is not None and first in vocabulary and second in vocabulary:
+            parents.setdefault(child, []).extend((vocabulary[first], vocabulary[second]))
+    return parents
+
+
+def _closure(number: int, parents: Mapping[int, list[int]], kept: set[int]) -> set[int]:
+    found, waiting = {number}, [number]
+    while waiting:
+        for parent in parents.get(waiting.pop(), ()):
+            if parent not in found and parent not in kept:
+                found.add(parent)
+                waiting.append(parent)
+    return found
+
+
+def _rewritten(description: Mapping[str, Any], new_id: Mapping[int, int]) -> dict[str, Any]:
+    """``tokenizer.json`` with only the kept tokens, under their new numbers."""
+    rewritten = copy.deepcopy(dict(description))
+    model = rewritten["model"]
+    if model["type"] == "Unigram":
+        model["vocab"] = [entry for number, entry in enumerate(model["vocab"]) if number in new_id]
+        if isinstance(model.get("unk_id"), int):
+            model["unk_id"] = new_id[model["unk_id"]]
+    else:
+        model["vocab"] = {token: new_id[number] for token, number in model["vocab"].items() if number in new_id}
+    if model.get("merges"):
+        model["merges"] = [
+            merge
+            for merge, (first, second) in zip(model["merges"], _pairs(model), strict=True)
+            if first in model["vocab"] and second in model["vocab"] and _joined(model, first, second) in model["vocab"]
+        ]
+    rewritten["added_tokens"] = [
+        {**entry, "id": new_id[entry["id"]]} for entry in rewritten.get("added_tokens", ()) if entry["id"] in new_id
+    ]
+    if rewritten.get("post_processor"):
+        rewritten["post_processor"] = _renumbered(rewritten["post_processor"], new_id)
+    return rewritten
+
+
+def _renumbered(processor: Any, new_id: Mapping[int, int]) -> Any:
+    """A post-processor with the new numbers: templates list ``ids``, BERT's and RoBERTa's name ``sep`` and ``cls``."""
+    if not isinstance(processor, dict):
+        return processor
+    changed = dict(processor)
+    if processor.get("type") == "Sequence":
+        changed["processors"] = [_renumbered(each, new_id) for each in processor["processors"]]
+    for name in ("sep", "cls"):
+        if isinstance(processor.get(name), list):
+            token, number = processor[name]
+            changed[name] = [token, new_id[number]]
+    if isinstance(processor.get("special_tokens"), dict):
+        changed["special_tokens"] = {
+            token: {**entry, "ids": [new_id[number] for number in entry["ids"]]}
+            for token, entry in processor["special_tokens"].items()
+        }
+    return changed
+
+
+def _check_agreement(old: Tokenizer, new: Tokenizer, new_id: Mapping[int, int], texts: Sequence[str]) -> None:
+    before, after = old.encode_batch(list(texts)), new.encode_batch(list(texts))
+    for text, one, other in zip(texts, before, after, strict=True):
+        if [new_id.get(number, -1) for number in one.ids] != other.ids:
+            raise StudentError(
+                "after trimming, the tokenizer cuts a text of the domain otherwise than before; leave the vocabulary "
+                f"out of the recipe for this student. The text begins: {text[:80]!r}"
+            )
