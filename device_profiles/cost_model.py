@@ -44,6 +44,9 @@ _ENGINES: dict[RuntimeName, _Engine] = {
     "openvino": _Engine(base_mib=98.0, weight_copies=2.0, operator_us=4.0),
 }
 
+ENGINE_BASE_MIB: dict[RuntimeName, float] = {name: engine.base_mib for name, engine in _ENGINES.items()}
+"""Resident memory in MiB of a process that has imported numpy, tokenizers and the engine and run a tiny model."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -110,8 +113,8 @@ def _gain(profile: DeviceProfile, threads: int, int8: bool) -> float:
     first = next(iter(profile.clusters.values()))
     best, used = 1.0, 0
     for cluster in profile.clusters.values():
-        used += min(cluster.count, threads - used)
-        if used:
+        if used < threads:
+            used = min(used + cluster.count, threads)
             pace = (cluster.max_mhz or 1) / (first.max_mhz or 1) if cluster.max_mhz and first.max_mhz else 1.0
             if int8:
                 pace *= int8_gain(cluster.features) / int8_gain(first.features)

@@ -1,7 +1,7 @@
 """Names of ARM cores from the two numbers by which a core identifies itself.
 
 Source: MIDR_EL1 in the Arm Architecture Reference Manual (bits 31:24 implementer, 15:4 part number) and the part
-numbers in each core's Technical Reference Manual, as the Linux kernel lists them in ``arch/arm64/include/asm/cputype.h``.
+numbers in each core's Technical Reference Manual, as the Linux kernel lists them in its ``asm/cputype.h`` for arm64.
 """
 
 from __future__ import annotations

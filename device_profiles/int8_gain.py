@@ -14,9 +14,11 @@ WITH_DOT_PRODUCT = 3.0
 WITHOUT_DOT_PRODUCT = 1.5
 
 # Features that the engines' int8 and float32 kernels choose by; the others do not matter to a model.
-KERNEL_FEATURES = DOT_PRODUCT_FEATURES | frozenset(
-    "asimd asimdhp fphp bf16 sve sve2 sme sme2 svei8mm avx avx2 fma f16c avx512f avx512bw avx512vl avx512dq "
-    "avx512_bf16 avx512_fp16 amx_tile amx_bf16 sse4_1 sse4_2".split()
+KERNEL_FEATURES = (
+    DOT_PRODUCT_FEATURES
+    | {"asimd", "asimdhp", "fphp", "bf16", "sve", "sve2", "svei8mm", "sme", "sme2"}
+    | {"sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    | {"avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}
 )
 
 

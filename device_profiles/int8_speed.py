@@ -1,4 +1,4 @@
-"""Measures how many int8 multiply-accumulates a second one core reaches in a dense layer, by an engine's own kernels."""
+"""Measures how many int8 multiply-accumulates a second one core reaches in a dense layer by an engine's kernels."""
 
 from __future__ import annotations
 

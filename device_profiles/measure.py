@@ -106,9 +106,9 @@ def measure_profile(seconds: float = 10.0, progress: Progress | None = None) -> 
             "fp32_gmac_s": how_fp32,
             "int8_gmac_s": how_int8,
             "runtimes": "chosen by edgescribe: physical cores of the fastest kind, at most 4",
-            "budgets": "budget chosen by edgescribe for an unnamed host: interactive use, a quarter of its memory at most",
+            "budgets": "budget chosen by edgescribe: interactive use, at most a quarter of memory",
         },
-        notes=(f"measured on {datetime.now(UTC):%Y-%m-%d} in {seconds:g} s under {machine.system or platform.system()}",),
+        notes=(f"measured on {datetime.now(UTC):%Y-%m-%d} in {seconds:g} s, {machine.system or platform.system()}",),
     )
 
 
@@ -177,7 +177,7 @@ def _int8_rate(seconds: float, machine: Machine, fp32: float) -> tuple[float, st
         rate, engine = measured
         return rate, f"measured: {ROWS} x {WIDTH} by {WIDTH} x {WIDTH} with {engine}, one thread, best call"
     gain = int8_gain(machine.features)
-    return fp32 * gain, f"derived by edgescribe: the float32 rate times {gain:g}, after the CPU's features (no engine here)"
+    return fp32 * gain, f"derived by edgescribe: fp32_gmac_s times {gain:g} by the CPU's features, for want of an engine"
 
 
 def _runtimes(machine: Machine, threads: int) -> tuple[RuntimePreference, ...]:

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from .cpu_names import core_name, core_name_from_midr
 from .schema import CpuCluster
 from .system_files import cpu_list, listing, read_int, read_text
@@ -18,7 +20,7 @@ from .system_files import cpu_list, listing, read_int, read_text
 _CPUS = "sys/devices/system/cpu"
 
 
-class Cache(NamedTuple):
+class Cache(msgspec.Struct, frozen=True):
     """A level of cache: ``kind`` is Data, Instruction or Unified; ``kib`` of one instance, shared by ``cpus`` CPUs."""
 
     level: int
@@ -33,7 +35,7 @@ class _Kind(NamedTuple):
     mhz: int | None
 
 
-class Cpu(NamedTuple):
+class Cpu(msgspec.Struct, frozen=True):
     """``isa`` as ``uname -m`` would say it; ``clusters`` from the fastest to the slowest."""
 
     isa: str

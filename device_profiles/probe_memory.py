@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from .system_files import read_int, read_text
 
@@ -17,14 +18,14 @@ MIB = 1 << 20
 _UNLIMITED = 1 << 60  # version 1 writes "no limit" as a number close to 2^63
 
 
-class MemoryLimit(NamedTuple):
+class MemoryLimit(msgspec.Struct, frozen=True):
     """A limit in MiB and where it comes from, for people."""
 
     mib: int
     source: str
 
 
-class MachineMemory(NamedTuple):
+class MachineMemory(msgspec.Struct, frozen=True):
     """Totals in MiB as /proc/meminfo has them (0 where it is unreadable), and limits from the lowest up."""
 
     total_mib: int
@@ -42,9 +43,8 @@ def probe_memory(root: Path = Path("/")) -> MachineMemory:
     """Read sizes and limits; a limit above the machine's total is left out."""
     sizes = _meminfo(read_text(root / "proc/meminfo") or "")
     total = sizes.get("MemTotal", 0)
-    limits = sorted(
-        limit for limit in (*_cgroup_limits(root), *_process_limits(root)) if limit.mib < total or not total
-    )
+    limits = [limit for limit in (*_cgroup_limits(root), *_process_limits(root)) if limit.mib < total or not total]
+    limits.sort(key=lambda limit: limit.mib)
     return MachineMemory(
         total_mib=total,
         available_mib=sizes.get("MemAvailable", sizes.get("MemFree", 0)),

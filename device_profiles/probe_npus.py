@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from .system_files import listing, read_text
 
@@ -30,7 +31,7 @@ _NODES = (
 )
 
 
-class Npu(NamedTuple):
+class Npu(msgspec.Struct, frozen=True):
     """An accelerator: its driver, its node, and whether this process may open the node."""
 
     name: str
@@ -56,7 +57,7 @@ def probe_npus(root: Path = Path("/")) -> tuple[Npu, ...]:
 def _driver(device: Path) -> str:
     """The driver's name: the link that sysfs has, or the DRIVER line of ``uevent``."""
     try:
-        return Path(os.readlink(device / "driver")).name
+        return (device / "driver").readlink().name
     except OSError:
         lines = (read_text(device / "uevent") or "").splitlines()
         return next((line.removeprefix("DRIVER=") for line in lines if line.startswith("DRIVER=")), "unknown driver")

@@ -116,8 +116,9 @@ def _load_file(path: Path) -> DeviceProfile:
             raise ProfileError(f"{path}: {path.stat().st_size} bytes are too many for a device profile")
         content = path.read_bytes()
     except FileNotFoundError as error:
+        known = list_profiles()
         raise ProfileError(
-            f"{path}: no such file{_suggestion(path.stem, list_profiles())}. Known profiles: {', '.join(list_profiles())}"
+            f"{path}: no such file{_suggestion(path.stem, known)}. Known profiles: {', '.join(known)}"
         ) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise ProfileError(f"{str(path)!r}: the device profile cannot be read: {error}") from error

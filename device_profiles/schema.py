@@ -22,7 +22,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every table of a profile: immutable, and strict about its keys."""
 
 
-class CpuCluster(Table, kw_only=True):
+class CpuCluster(Table, kw_only=True, frozen=True):
     """Physical cores of one kind. ``features`` are the kernel's names (``asimddp``, ``avx512_vnni``).
 
     ``max_mhz`` is None where the machine does not tell (virtual machines).
@@ -34,14 +34,14 @@ class CpuCluster(Table, kw_only=True):
     features: tuple[str, ...] = ()
 
 
-class Memory(Table, kw_only=True):
-    """Main memory. ``bandwidth_gb_s`` is what one process can read in 10^9 bytes a second, as measured by the source."""
+class Memory(Table, kw_only=True, frozen=True):
+    """Main memory. ``bandwidth_gb_s`` is what one process can read in 10^9 bytes a second."""
 
     total_mib: PositiveInt
     bandwidth_gb_s: PositiveFloat
 
 
-class Accelerator(Table, kw_only=True):
+class Accelerator(Table, kw_only=True, frozen=True):
     """An NPU or the like: ``tops`` are int8 operations in 10^12 a second as its maker states, None where it does not.
 
     ``sram_kib``: memory on the chip that it can use.
@@ -53,14 +53,14 @@ class Accelerator(Table, kw_only=True):
     sram_kib: PositiveInt | None = None
 
 
-class Avoid(Table, kw_only=True):
+class Avoid(Table, kw_only=True, frozen=True):
     """What a runtime must not be used for on this device, and why."""
 
     what: str
     why: str
 
 
-class RuntimePreference(Table, kw_only=True):
+class RuntimePreference(Table, kw_only=True, frozen=True):
     """A runtime that works on the device; the order in the file is the order of preference."""
 
     name: RuntimeName
@@ -69,7 +69,7 @@ class RuntimePreference(Table, kw_only=True):
     avoid: tuple[Avoid, ...] = ()
 
 
-class Budget(Table, kw_only=True):
+class Budget(Table, kw_only=True, frozen=True):
     """What the device grants one task; None grants without limit.
 
     ``p90_ms``: 90th percentile latency of one call in milliseconds at ``tokens`` input tokens, batch 1;
@@ -85,7 +85,7 @@ class Budget(Table, kw_only=True):
     disk_mib: PositiveFloat | None = None
 
 
-class DeviceProfile(Table, kw_only=True):
+class DeviceProfile(Table, kw_only=True, frozen=True):
     """A device. ``id`` is its file name without ``.toml``; ``kind`` says what sort of thing it is.
 
     ``int8_gmac_s`` and ``fp32_gmac_s``: 10^9 multiply-accumulates a second that one core of the first cluster

@@ -84,4 +84,11 @@ def _key(key: str) -> str:
 
 
 def _string(text: str) -> str:
-    return '"' + "".join(_ESCAPES.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c) for c in text) + '"'
+    return '"' + "".join(map(_character, text)) + '"'
+
+
+def _character(character: str) -> str:
+    code = ord(character)
+    if code < 32 or code == 127:
+        return _ESCAPES.get(character) or f"\\u{code:04x}"
+    return _ESCAPES.get(character, character)
