@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ..errors import EngineError, MissingExtraError, UsageError
+from ..errors import EngineError, MissingExtraError, UsageError, WrongAnswerError
 from ..runtimes.contract import OpenOptions
 from ..runtimes.registry import RUNTIMES, open_artifact
 from .bundle import Bundle, known_answers, read_bundle
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from ..device_profiles.schema import DeviceProfile, RuntimePreference
 
 HOST = "host"
+ENGINE_DEVICES = ("cpu", "npu")
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,15 @@ def load(
 ) -> Student:
     """Load a bundle.
 
-    The artifact is chosen among those that ``runtime`` and ``precision`` leave: with a ``device`` by its profile's
-    order of preference, past what the profile says to avoid; otherwise the fastest that was measured on a machine
-    of this kind, then the order of the bundle. Of these the first is taken whose engine is installed; an engine
-    that is installed and fails is passed over with a warning, and :attr:`Student.effective` tells what runs.
+    The artifact is chosen among those that ``runtime`` and ``precision`` leave: with a device profile by its order of
+    preference, past precisions that it says to avoid; otherwise the fastest that was measured on a machine of this
+    kind, then the order of the bundle. Of these the first is taken whose engine is installed; an engine that is
+    installed and fails is passed over with a warning, and :attr:`Student.effective` tells what runs.
 
     Args:
         path: the bundle's folder.
-        device: name or ``.toml`` path of a device profile; None or ``"host"`` for the machine this runs on.
+        device: name or ``.toml`` path of a device profile; None or ``"host"`` for the machine this runs on, ``"cpu"``
+            or ``"npu"`` for just that of this machine.
         runtime: ``onnxruntime``, ``openvino`` or ``litert``.
         precision: ``fp32``, ``w8a8-static``, ….
         threads: intra-operator threads; 0 takes the profile's, or the number of physical cores, at most 4.
@@ -70,46 +70,48 @@ def load(
     _check_options(runtime, precision, threads)
     bundle = read_bundle(path)
     artifacts = bundle.artifacts(runtime, precision)
-    if device is None or device == HOST:
-        candidates = [Candidate(artifact) for artifact in by_measurement(bundle.manifest, artifacts)]
+    if device is None or device == HOST or device in ENGINE_DEVICES:
+        engine_device = str(device) if device in ENGINE_DEVICES else "cpu"
+        candidates = [Candidate(artifact, engine_device) for artifact in by_measurement(bundle.manifest, artifacts)]
     else:
         # Imported here: reading profiles takes memory that most apps need not pay.
         from ..device_profiles.profiles import load_profile
 
         name = device if isinstance(device, str) else Path(device)
-        candidates = by_preference(
-            bundle.manifest, artifacts, load_profile(name), explicit=runtime is not None and precision is not None
-        )
+        candidates = by_preference(artifacts, load_profile(name), explicit=precision is not None)
     return _open_first(bundle, candidates, threads, None if cache_dir is None else Path(cache_dir))
 
 
 def by_measurement(manifest: Manifest, artifacts: tuple[ArtifactEntry, ...]) -> list[ArtifactEntry]:
     """The artifacts by their p90 latency measured on machines of this kind; unmeasured ones after, in their order."""
+    measured = [measurement for measurement in manifest.measurements if measurement.how == "measured"]
+    if not measured or len(artifacts) == 1:
+        return list(artifacts)
+    cores = this_machines_cores()
     latency: dict[tuple[str, str], float] = {}
-    for measurement in manifest.measurements:
-        if measurement.how == "measured" and is_this_kind(measurement.machine):
+    for measurement in measured:
+        if measurement.machine == cores or measurement.machine.endswith(f", {cores}"):
             key = (measurement.runtime, measurement.precision)
             latency[key] = min(measurement.p90_ms, latency.get(key, measurement.p90_ms))
-    return sorted(
-        artifacts, key=lambda artifact: latency.get((artifact.runtime, artifact.precision), float("inf"))
-    )
+    return sorted(artifacts, key=lambda artifact: latency.get((artifact.runtime, artifact.precision), float("inf")))
 
 
-def is_this_kind(machine: str) -> bool:
-    """Whether a measurement's ``machine`` names this machine's instruction set."""
-    return platform.machine().lower() in re.split(r"[^a-z0-9_]+", machine.lower())
+def this_machines_cores() -> str:
+    """This machine's cores as a measurement's ``machine`` ends (``…, 4 x Cortex-A76``): machines of a kind share it."""
+    from ..device_profiles.probe_cpu import probe_cpu
+
+    return "; ".join(f"{cluster.count} x {cluster.core}" for cluster in probe_cpu().clusters.values())
 
 
 def by_preference(
-    manifest: Manifest, artifacts: tuple[ArtifactEntry, ...], profile: DeviceProfile, *, explicit: bool = False
+    artifacts: tuple[ArtifactEntry, ...], profile: DeviceProfile, *, explicit: bool = False
 ) -> list[Candidate]:
     """The artifacts in the order in which a device profile prefers their runtimes.
 
     Args:
-        manifest: the bundle's manifest, for its family and task.
         artifacts: what to choose from.
         profile: the device.
-        explicit: the caller named runtime and precision, so that what the profile says to avoid is allowed.
+        explicit: the caller named the precision, so that one that the profile says to avoid is allowed.
 
     Raises:
         EngineError: nothing of the bundle is for a runtime of the device, or all of it is to be avoided there.
@@ -120,7 +122,7 @@ def by_preference(
         for artifact in artifacts:
             if artifact.runtime != preference.name:
                 continue
-            reason = None if explicit else _avoided(manifest, artifact, preference)
+            reason = None if explicit else _avoided(artifact, preference)
             if reason is None:
                 chosen.append(Candidate(artifact, preference.device, preference.threads))
             else:
@@ -131,19 +133,18 @@ def by_preference(
     there = ", ".join(f"{artifact.runtime} in {artifact.precision}" for artifact in artifacts)
     if reasons:
         raise EngineError(
-            f"the profile {profile.id!r} says to avoid all that fits ({'; '.join(reasons)}); name runtime and "
-            "precision to use one all the same, or convert the student for this device"
+            f"the profile {profile.id!r} says to avoid all that fits ({'; '.join(reasons)}); name the "
+            "precision to use it all the same, or convert the student for this device"
         )
     raise EngineError(
         f"nothing fits the device {profile.id!r}: it runs {names}, and there is {there}; convert the student for it"
     )
 
 
-def _avoided(manifest: Manifest, artifact: ArtifactEntry, preference: RuntimePreference) -> str | None:
-    """Why the profile says not to use the artifact, or None: an entry that names its precision, the family or task."""
-    subjects = {artifact.precision, manifest.family.lower(), manifest.task}
+def _avoided(artifact: ArtifactEntry, preference: RuntimePreference) -> str | None:
+    """Why the profile says not to use the artifact's precision, or None. Entries that name none are for people."""
     for avoid in preference.avoid:
-        if subjects & set(re.findall(r"[a-z0-9_-]+", avoid.what.lower())):
+        if artifact.precision in avoid.what.lower().split():
             return avoid.why
     return None
 
@@ -157,6 +158,7 @@ def _open_first(bundle: Bundle, candidates: list[Candidate], threads: int, cache
             device=candidate.device,
             threads=threads or candidate.threads,
             cache_dir=cache_dir,
+            padding_side=bundle.manifest.tokenizer.padding_side,
             known_answers=known_answers(artifact),
         )
         try:
@@ -174,17 +176,21 @@ def _open_first(bundle: Bundle, candidates: list[Candidate], threads: int, cache
 
 
 def _first_failure(failed: list[EngineError], missing: list[MissingExtraError]) -> EngineError:
-    """What to tell where nothing could be opened: the first real failure, or which extras would help."""
+    """What to tell where nothing could be opened: the real failures, or else which extras would help."""
+    if len(failed) > 1:
+        wrong = any(isinstance(error, WrongAnswerError) for error in failed)
+        message = "no artifact of the bundle could be opened: " + "; ".join(str(error) for error in failed)
+        return WrongAnswerError(message) if wrong else EngineError(message)
     if failed:
         return failed[0]
+    first = missing[0]
     extras = list(dict.fromkeys(error.extra for error in missing))
-    error = missing[0]
     if len(extras) > 1:
-        error.args = (
+        first.args = (
             f"none of the engines that the bundle is for is installed here ({', '.join(extras)}); install one with: "
             f"pip install 'edgescribe[{extras[0]}]'",
         )
-    return error
+    return first
 
 
 def _check_options(runtime: str | None, precision: str | None, threads: object) -> None:

@@ -71,7 +71,6 @@ class Student:
 
     def __init__(self, bundle: Bundle, artifact: ArtifactEntry, session: GraphSession) -> None:
         self._session: GraphSession | None = session
-        self._artifact = artifact
         self._tokenizer = bundle.tokenizer
         self._labels = bundle.manifest.labels
         self._entities = are_entity_labels(self._labels)
@@ -221,8 +220,8 @@ class Student:
     def _run(self, texts: list[TokenizedText], batch_size: int) -> list[NDArray[np.float32]]:
         """The output's row of each text, run in batches of like lengths so that little is padding."""
         rows: dict[int, NDArray[np.float32]] = {}
-        for batch, width in self._batches([len(text.ids) for text in texts], batch_size):
-            encoded = self._tokenizer.pad([texts[index] for index in batch], width)
+        for batch in _batches([len(text.ids) for text in texts], batch_size):
+            encoded = self._tokenizer.pad([texts[index] for index in batch])
             session = self._session
             if session is None:
                 raise UsageError("this student was closed; load the bundle again")
@@ -238,19 +237,12 @@ class Student:
                     rows[index] = output[row, self._tokenizer.kept(len(texts[index].ids), encoded.input_ids.shape[1])]
         return [rows[index] for index in range(len(texts))]
 
-    def _batches(self, lengths: list[int], batch_size: int) -> Iterator[tuple[list[int], int]]:
-        """Indices of each batch with the width to pad to: its longest text, or the bucket that holds it."""
-        buckets = self._artifact.buckets
-        widths = [min((size for size in buckets if size >= length), default=length) for length in lengths]
-        batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-            full = len(batch) == batch_size
-            if batch and (full or (buckets and widths[index] != widths[batch[-1]])):
-                yield batch, widths[batch[-1]]
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch, widths[batch[-1]]
+
+def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of each batch, texts of like lengths together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

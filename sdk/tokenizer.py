@@ -137,9 +137,9 @@ class Tokenizer:
         """
         return self.pad(self.tokenize(texts, offsets=offsets))
 
-    def pad(self, texts: Sequence[TokenizedText], width: int | None = None) -> Encoded:
-        """Pad tokenized texts to the longest, or to ``width`` tokens where that is more."""
-        count = max([width or 0, *(len(text.ids) for text in texts)])
+    def pad(self, texts: Sequence[TokenizedText]) -> Encoded:
+        """Pad tokenized texts to the longest."""
+        count = max((len(text.ids) for text in texts), default=0)
         shape = (len(texts), count)
         with_offsets = any(text.offsets for text in texts)
         ids = np.full(shape, self.pad_id, np.int32)
