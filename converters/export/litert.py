@@ -1,400 +1,81 @@
-"""Writes a student as a LiteRT file: one signature for each number of tokens, all on the same constants.
+"""Writes a student as a LiteRT file, and reads back what the file holds and what the engine makes of it.
 
-LiteRT plans its memory for fixed shapes, so a file holds the program once for each bucket of tokens
-(``tokens_32``, ``tokens_64`` …); :mod:`~edgescribe.converters.export.litert_flatbuffer` stores the weights once
-for all of them. :class:`LiteRtGraph` writes the program of one bucket. Everything but the look-ups of embeddings
-and mask is of a form that the engine hands over to XNNPACK in one piece, every linear layer to its int8 kernels:
-
-- static: ``QUANTIZE`` on the grid of what enters a site, ``FULLY_CONNECTED`` int8, ``DEQUANTIZE``; the second falls
-  away where a value is read on the grid that it was computed on, the first where two sites share a grid;
-- dynamic: ``FULLY_CONNECTED`` with float activations and int8 weights;
-- tables: rows and scales are gathered and multiplied, so that no table is ever unfolded.
-
-Tensors are named after what they hold, for :mod:`~edgescribe.converters.export.litert_contents`: weights after their
-matrix, tables after their table, ``<site>/input`` and ``<site>/output``.
+LiteRT plans its memory for fixed shapes, so a file holds the program once for each bucket of tokens, callable as
+``tokens_32``, ``tokens_64`` …; :mod:`~edgescribe.converters.export.litert_flatbuffer` stores the weights once for
+all of them. The program of one bucket is :class:`~edgescribe.converters.export.litert_graph.LiteRtGraph`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any
 
+import flatbuffers
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from ...errors import StudentError, UsageError
+from ...errors import BundleError, UsageError
 from ..anatomy import Anatomy, Shape, Task
-from ..graph import ActivationKind
-from ..quantized_weights import FloatMatrix, Grid, QuantizedMatrix, QuantizedTable, QuantizedWeights, bias_integers
-from .litert_flatbuffer import FlatbufferFile, Quantization, write_atomically
-from .litert_operators import Operators
+from ..quantized_weights import Grid, QuantizedWeights, SiteGrids
+from .litert_flatbuffer import DTYPES, FlatbufferFile, write_atomically
+from .litert_graph import LiteRtGraph
 
 BUCKETS = (32, 64, 128, 256)
 """Numbers of tokens for which a file holds a signature unless others are asked for."""
 
-PADDED = -1e4
-"""Added to the scores of padding: far below any score, so that its exponential is exactly 0 in float32."""
 
-UNIT = Quantization((1.0,), (0,))
-"""The grid of int8 rows whose scales are multiplied in afterwards."""
-
-Found = TypeVar("Found")
-Made = TypeVar("Made")
-
-
-@dataclass(eq=False)
-class Value:
-    """A value of the graph in the forms that its readers asked for, each computed once.
+@dataclass(frozen=True)
+class LiteRtContents:
+    """What a file holds.
 
     Attributes:
-        shape: batch 1 first.
-        real: its float32 (or, of an input, int32) tensor, None as long as nobody reads it.
-        integers: its int8 tensors by grid.
-        exact: grid of the int8 tensor that it was computed as: dequantised, that is the value.
+        matrices: integers int8 ``[out, in]`` and scales float32 ``[out]`` of each quantised linear layer, by name.
+        tables: integers int8 ``[rows, width]`` and scales float32 ``[rows]`` of each quantised table, by name.
+        sites: activation grids by site; empty unless the file is static.
     """
 
-    shape: tuple[int, ...]
-    real: int | None = None
-    integers: dict[Grid, int] = field(default_factory=dict)
-    exact: Grid | None = None
+    matrices: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
+    tables: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
+    sites: dict[str, SiteGrids]
 
 
-class LiteRtGraph:
-    """Writes one forward pass for batch 1; implements :class:`~edgescribe.converters.graph.GraphBuilder`.
+@dataclass(frozen=True)
+class LinearKernel:
+    """How the engine runs one linear layer of one signature.
 
-    Args:
-        file: the file that the subgraph joins.
-        weights: what the constants are taken from.
-        tokens: T.
-        longest: the largest T of the file's graphs. Constants that grow with T are stored once, for it.
+    Attributes:
+        signature: ``tokens_<T>``.
+        site: the site it was written for.
+        matrix: name of its weights.
+        operands: dtypes of activations, weights and result in the engine's tensors.
+        delegated: whether it is part of what XNNPACK took over, by the engine's own list of nodes.
     """
 
-    whole_layers = False
+    signature: str
+    site: str
+    matrix: str
+    operands: tuple[str, str, str]
+    delegated: bool
 
-    def __init__(
-        self, file: FlatbufferFile, weights: QuantizedWeights, tokens: int, longest: int | None = None
-    ) -> None:
-        self.tokens = tokens
-        self._longest = tokens if longest is None else longest
-        self._weights = weights
-        self._name = f"tokens_{tokens}"
-        self._graph = file.subgraph(self._name)
-        self._ops = Operators(self._graph)
-        self._inputs: dict[str, Value] = {}
-        self._outputs: dict[str, int] = {}
-        self._made: dict[Hashable, object] = {}
+    @property
+    def kernel(self) -> str:
+        """Whose kernel runs it."""
+        return "XNNPACK" if self.delegated else "LiteRT"
 
-    def finish(self) -> None:
-        """Close the graph as the signature ``tokens_<T>``."""
-        inputs = {name: self._real(value) for name, value in self._inputs.items()}
-        self._graph.finish(self._name, inputs, self._outputs)
+    @property
+    def precision(self) -> str:
+        """Of the operands that are multiplied: ``i8`` or ``f32``."""
+        return "i8" if self.is_int8 else "f32"
 
-    # Inputs and outputs
-    def _input(self, name: str) -> Value:
-        if name not in self._inputs:
-            shape = (1, self.tokens)
-            self._inputs[name] = Value(shape, self._graph.tensor(name, shape, "int32"))
-        return self._inputs[name]
-
-    def token_ids(self) -> Value:
-        """See GraphBuilder."""
-        return self._input("input_ids")
-
-    def token_mask(self) -> Value:
-        """See GraphBuilder."""
-        return self._input("attention_mask")
-
-    def token_types(self) -> Value:
-        """See GraphBuilder."""
-        return self._input("token_type_ids")
-
-    def output(self, name: str, value: Value) -> None:
-        """See GraphBuilder."""
-        self._outputs[name] = self._real(value)
-
-    # Forms of a value
-    def _value(self, tensor: int) -> Value:
-        return Value(self._ops.shape(tensor), tensor)
-
-    def _real(self, value: Value) -> int:
-        """The value's float32 tensor."""
-        if value.real is None:
-            if value.exact is None:
-                raise ValueError("a value has neither a float form nor the grid that it was computed on")
-            value.real = self._ops.dequantize(value.integers[value.exact])
-        return value.real
-
-    def _on_grid(self, value: Value, grid: Grid, name: str) -> int:
-        """The value's int8 tensor on ``grid``."""
-        if grid not in value.integers:
-            value.integers[grid] = self._ops.quantize(self._real(value), _quantization(grid), name)
-        return value.integers[grid]
-
-    def _once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What several operators of the graph share."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]  # type: ignore[return-value]
-
-    def _find(self, kind: str, held: Mapping[str, Found], name: str) -> Found:
-        if name not in held:
-            raise StudentError(f"the student has no {kind} {name!r}, which its family's program reads: read it anew")
-        return held[name]
-
-    def _vector(self, name: str) -> NDArray[np.float32]:
-        return self._find("parameter", self._weights.vectors, name)
-
-    # Embeddings
-    def embedding(self, ids: Value, table: str) -> Value:
-        """See GraphBuilder."""
-        indices = self._real(ids)
-        rows, scales = self._table(table)
-        if scales is None:
-            return self._value(self._ops.rows(rows, indices))
-        return self._value(self._scaled_rows(self._ops.rows(rows, indices), self._ops.rows(scales, indices)))
-
-    def position_embedding(self, table: str, start: int = 0) -> Value:
-        """See GraphBuilder."""
-        return self._value(self._slice_of_table(table, start, self.tokens))
-
-    def table_row(self, table: str, row: int) -> Value:
-        """See GraphBuilder."""
-        return self._value(self._slice_of_table(table, row, 1))
-
-    def _table(self, name: str) -> tuple[int, int | None]:
-        """Tensors of a table's rows and, where they are int8, of its scales ``[V, 1]``."""
-        table = self._find("table", self._weights.tables, name)
-        if isinstance(table, QuantizedTable):
-            rows = self._graph.constant(name, table.integers, UNIT)
-            return rows, self._ops.real(f"{name}/scales", table.scales[:, None])
-        return self._ops.real(name, table), None
-
-    def _slice_of_table(self, name: str, start: int, count: int) -> int:
-        """Rows of a table one after the other: ``[1, count, W]``."""
-        rows, scales = self._table(name)
-        available, width = self._ops.shape(rows)
-        if start + count > available:
-            raise UsageError(
-                f"a bucket of {self.tokens} tokens needs {start + count} rows of {name!r}, which has {available}: "
-                "ask for smaller buckets"
-            )
-        part = self._ops.cut(rows, (start, 0), (count, width))
-        if scales is not None:
-            part = self._scaled_rows(part, self._ops.cut(scales, (start, 0), (count, 1)))
-        return self._ops.reshape(part, (1, count, width))
-
-    def _scaled_rows(self, rows: int, scales: int) -> int:
-        return self._ops.multiply(self._ops.dequantize(rows), scales)
-
-    def mark_layer(self, x: Value, layer: int) -> None:
-        """See GraphBuilder: nothing is written."""
-
-    # Layers
-    def linear(self, x: Value, weight: str, site: str, activation: ActivationKind | None = None) -> Value:
-        """See GraphBuilder."""
-        matrix = self._find("linear layer", self._weights.matrices, weight)
-        relu = activation == "relu"
-        if isinstance(matrix, FloatMatrix):
-            weights = self._ops.real(weight, matrix.weight)
-            result = self._float_product(x, weights, matrix, weight, site, relu)
-        else:
-            scales = tuple(float(scale) for scale in matrix.scales)
-            weights = self._graph.constant(weight, matrix.integers, Quantization(scales, (0,) * len(scales)))
-            if self._weights.precision == "w8a8-static":
-                result = self._static_product(x, weights, matrix, weight, site, relu)
-            else:
-                result = self._float_product(x, weights, matrix, weight, site, relu)
-        return result if activation is None or relu else self.activation(result, activation)
-
-    def _float_product(
-        self, x: Value, weights: int, matrix: QuantizedMatrix | FloatMatrix, name: str, site: str, relu: bool
-    ) -> Value:
-        rows = self._ops.shape(weights)[0]
-        bias = self._ops.real(f"{name}/bias", np.zeros(rows) if matrix.bias is None else matrix.bias)
-        return self._value(self._ops.fully_connected(self._real(x), weights, bias, f"{site}/output", relu=relu))
-
-    def _static_product(
-        self, x: Value, weights: int, matrix: QuantizedMatrix, name: str, site: str, relu: bool
-    ) -> Value:
-        grids = self._find("activation grids of", self._weights.sites, site)
-        scales = matrix.scales * np.float32(grids.input.scale)
-        on_accumulator = Quantization(tuple(float(scale) for scale in scales), (0,) * len(scales))
-        bias = self._graph.constant(f"{name}/bias", bias_integers(matrix, grids.input), on_accumulator)
-        source = self._on_grid(x, grids.input, f"{site}/input")
-        grid = _quantization(grids.output)
-        result = self._ops.fully_connected(source, weights, bias, f"{site}/output", grid, relu)
-        return Value(self._ops.shape(result), None, {grids.output: result}, grids.output)
-
-    def linears(self, x: Value, weights: tuple[str, ...], site: str) -> tuple[Value, ...]:
-        """See GraphBuilder.
-
-        One product each: measured, they take as long as one large product that is split afterwards.
-        """
-        return tuple(self.linear(x, weight, site) for weight in weights)
-
-    def layer_norm(self, x: Value, norm: str, eps: float, residual: Value | None = None) -> Value:
-        """See GraphBuilder."""
-        ops, whole = self._ops, self._real(x)
-        if residual is not None:
-            whole = ops.add(whole, self._real(residual))
-        centred = ops.subtract(whole, ops.mean(whole))
-        variance = ops.mean(ops.multiply(centred, centred))
-        deviation = ops.unary("RSQRT", ops.add(variance, ops.real("eps", eps)))
-        gain = ops.real(f"{norm}.weight", self._vector(f"{norm}.weight"))
-        bias = ops.real(f"{norm}.bias", self._vector(f"{norm}.bias"))
-        return self._value(ops.add(ops.multiply(ops.multiply(centred, deviation), gain), bias))
-
-    def activation(self, x: Value, kind: ActivationKind) -> Value:
-        """See GraphBuilder.
-
-        GELU stays in float between two int8 products: XNNPACK's is faster than the engine's look-up table for int8.
-        """
-        source = self._real(x)
-        if kind in ("gelu", "gelu_tanh"):
-            return self._value(self._ops.gelu(source, approximate=kind == "gelu_tanh"))
-        if kind == "silu":
-            return self._value(self._ops.multiply(source, self._ops.unary("LOGISTIC", source)))
-        return self._value(self._ops.unary(kind.upper(), source))
-
-    def add(self, a: Value, b: Value) -> Value:
-        """See GraphBuilder."""
-        return self._value(self._ops.add(self._real(a), self._real(b)))
-
-    def add_vector(self, x: Value, vector: str) -> Value:
-        """See GraphBuilder."""
-        constant = self._ops.real(vector, self._vector(vector).reshape(-1))
-        return self._value(self._ops.add(self._real(x), constant))
-
-    # Attention
-    def attention(
-        self,
-        query: Value,
-        key: Value,
-        value: Value,
-        mask: Value,
-        heads: int,
-        bias: Value | None = None,
-        scale: float | None = None,
-    ) -> Value:
-        """See GraphBuilder."""
-        ops = self._ops
-        width = query.shape[-1] // heads
-        factor = width**-0.5 if scale is None else scale
-        scaled = ops.multiply(self._by_head(query, heads), ops.real("scale", factor))
-        scores = ops.product(scaled, self._by_head(key, heads), transposed=True)
-        weights = ops.softmax(ops.add(scores, self._penalty(mask, bias, factor)))
-        context = ops.transpose(ops.product(weights, self._by_head(value, heads)), (0, 2, 1, 3))
-        return self._value(ops.reshape(context, query.shape))
-
-    def _by_head(self, x: Value, heads: int) -> int:
-        """``[1, T, H*D]`` as float32 ``[1, H, T, D]``; moved as int8 where it is held so."""
-
-        def make() -> int:
-            source = self._real(x) if x.exact is None else x.integers[x.exact]
-            batch, tokens, width = x.shape
-            parts = self._ops.reshape(source, (batch, tokens, heads, width // heads))
-            turned = self._ops.transpose(parts, (0, 2, 1, 3))
-            return turned if x.exact is None else self._ops.dequantize(turned)
-
-        return self._once(("by head", x, heads), make)
-
-    def _penalty(self, mask: Value, bias: Value | None, factor: float) -> int:
-        """What is added to scaled scores: ``bias * factor``, and ``PADDED`` for padding."""
-
-        def make() -> int:
-            # One look-up serves: the engine has no int32 arithmetic that XNNPACK would take.
-            by_token = self._ops.rows(self._ops.real("padding", np.array([PADDED, 0.0])), self._real(mask))
-            return self._ops.reshape(by_token, (1, 1, 1, self.tokens))
-
-        padding = self._once(("padding", mask), make)
-        if bias is None:
-            return padding
-
-        def make_with_bias() -> int:
-            return self._ops.add(self._ops.multiply(self._real(bias), self._ops.real("scale", factor)), padding)
-
-        return self._once(("padding", mask, bias, factor), make_with_bias)
-
-    # Positions relative to each other
-    def relative_bias(self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Value:
-        """See GraphBuilder."""
-        span = np.arange(-(self.tokens - 1), self.tokens)
-        by_offset = self._vector(table)[bucket_of(span)].T[None, :, None]
-        rows = self._ops.real("rows", np.zeros((1, 1, self.tokens, 1)))
-        return self._value(self._skewed(self._ops.add(self._ops.real(f"{table}/{self.tokens}", by_offset), rows)))
-
-    def relative_scores(
-        self, query: Value, weight: str, basis: Callable[[NDArray[np.int64]], NDArray[np.float32]], heads: int
-    ) -> Value:
-        """See GraphBuilder."""
-        matrix = self._find("linear layer", self._weights.matrices, weight)
-        unfolded = matrix.weight if isinstance(matrix, FloatMatrix) else matrix.dequantized()
-        # Offsets fall from left to right, since the score of i and j is that of i - j.
-        span = np.arange(self._longest - 1, -self._longest, -1)
-        keys = (basis(span).astype(np.float32) @ unfolded.T).reshape(len(span), heads, -1).transpose(1, 0, 2)[None]
-        shape = (1, heads, 2 * self.tokens - 1, keys.shape[-1])
-        own = self._ops.cut(self._ops.real(weight, keys), (0, 0, self._longest - self.tokens, 0), shape)
-        return self._value(self._skewed(self._ops.product(self._by_head(query, heads), own, transposed=True)))
-
-    def _skewed(self, scores: int) -> int:
-        """``[1, H, T, T]`` whose ``i, j`` is ``i, j - i + T - 1`` of ``scores`` ``[1, H, T, 2T - 1]``.
-
-        Read as one row, each line begins one place earlier than rows of ``2T - 2`` would have it
-        (Huang et al., "Music Transformer", 2018).
-        """
-        _, heads, tokens, columns = self._ops.shape(scores)
-        if tokens == 1:
-            return scores
-        flat = self._ops.reshape(scores, (1, heads, tokens * columns))
-        kept = self._ops.cut(flat, (0, 0, tokens - 1), (1, heads, tokens * (columns - 1)))
-        lines = self._ops.reshape(kept, (1, heads, tokens, columns - 1))
-        return self._ops.cut(lines, (0, 0, 0, 0), (1, heads, tokens, tokens))
-
-    def segment_scores(self, query: Value, table: str, types: Value, heads: int) -> Value:
-        """See GraphBuilder."""
-        ops = self._ops
-        rows = self._vector(table).reshape(2, heads, -1).transpose(1, 0, 2)[None]
-        both = ops.product(self._by_head(query, heads), ops.real(table, rows), transposed=True)
-        shape = (1, heads, self.tokens, 1)
-        same, other = ops.cut(both, (0, 0, 0, 0), shape), ops.cut(both, (0, 0, 0, 1), shape)
-        return self._value(ops.add(same, ops.multiply(ops.subtract(other, same), self._differ(types))))
-
-    def _differ(self, types: Value) -> int:
-        """``[1, 1, T, T]``: 1 where the types of two tokens differ, else 0."""
-
-        def make() -> int:
-            ops, numbers = self._ops, self._ops.widen(self._real(types))
-            down, across = (1, 1, self.tokens, 1), (1, 1, 1, self.tokens)
-            gap = ops.subtract(ops.reshape(numbers, down), ops.reshape(numbers, across))
-            return ops.minimum(ops.multiply(gap, gap), ops.real("one", 1.0))
-
-        return self._once(("differ", types), make)
-
-    # Reading out
-    def token(self, x: Value, index: Literal[0, -1]) -> Value:
-        """See GraphBuilder."""
-        batch, tokens, width = x.shape
-        return self._value(self._ops.cut(self._real(x), (0, 0 if index == 0 else tokens - 1, 0), (batch, 1, width)))
-
-    def squeeze_token(self, x: Value) -> Value:
-        """See GraphBuilder."""
-        return self._value(self._ops.reshape(self._real(x), (x.shape[0], x.shape[2])))
-
-    def mean_pool(self, x: Value, mask: Value) -> Value:
-        """See GraphBuilder."""
-        ops = self._ops
-        kept = ops.rows(ops.real("kept", np.array([0.0, 1.0])), self._real(mask))
-        share = ops.divide(kept, ops.sum(kept))
-        pooled = ops.product(ops.reshape(share, (1, 1, self.tokens)), self._real(x))
-        return self._value(ops.reshape(pooled, (1, x.shape[-1])))
-
-    def l2_normalize(self, x: Value) -> Value:
-        """See GraphBuilder."""
-        ops, source = self._ops, self._real(x)
-        squares = ops.maximum(ops.sum(ops.multiply(source, source)), ops.real("least", 1e-24))
-        return self._value(ops.multiply(source, ops.unary("RSQRT", squares)))
+    @property
+    def is_int8(self) -> bool:
+        """Whether it multiplies 8-bit integers: int8 operands, or XNNPACK's rounding of each row while running."""
+        x, weight, result = self.operands
+        return weight == "int8" and ((x == "int8" and result == "int8") or (x == "float32" and self.delegated))
 
 
 def export_litert(
@@ -425,5 +106,148 @@ def export_litert(
     write_atomically(path, file.to_bytes())
 
 
-def _quantization(grid: Grid) -> Quantization:
-    return Quantization((float(grid.scale),), (grid.zero_point,))
+def read_back(path: Path) -> LiteRtContents:
+    """The integers, scales and grids that a file of ``export_litert`` holds; its signatures are found to agree.
+
+    Raises:
+        BundleError: the file is not a readable .tflite, or its signatures hold different numbers.
+    """
+    model = _read(path)
+    contents = LiteRtContents({}, {}, {})
+    for graph in model.subgraphs:
+        named = {tensor.name.decode(): tensor for tensor in graph.tensors}
+        for operator in graph.operators:
+            code = _code(model, operator)
+            tensors = [graph.tensors[index] for index in (*operator.inputs, *operator.outputs)]
+            name = tensors[1 if code == schema.BuiltinOperator.FULLY_CONNECTED else 0].name.decode()
+            if code == schema.BuiltinOperator.FULLY_CONNECTED and tensors[1].type == schema.TensorType.INT8:
+                scales = np.asarray(tensors[1].quantization.scale, np.float32)
+                _agree(path, contents.matrices, name, (_data(model, tensors[1]), scales))
+                if tensors[0].type == schema.TensorType.INT8:
+                    site = _site(tensors[-1].name.decode())
+                    grids = SiteGrids(_grid(tensors[0]), _grid(tensors[-1]))
+                    if contents.sites.setdefault(site, grids) != grids:
+                        raise BundleError(f"{path} has two activation grids for {site!r}: export it anew")
+            elif f"{name}/scales" in named and tensors[0].type == schema.TensorType.INT8:
+                scales = _data(model, named[f"{name}/scales"]).reshape(-1)
+                _agree(path, contents.tables, name, (_data(model, tensors[0]), scales))
+    return contents
+
+
+def kernel_report(path: Path) -> list[LinearKernel]:
+    """How the engine on this machine runs each linear layer, after it handed over to XNNPACK what that takes.
+
+    Raises:
+        BundleError: the file is not a readable .tflite.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = _read(path)
+    report = []
+    for signature in model.signatureDefs:
+        interpreter = Interpreter(model_content=_with_first(path, signature.subgraphIndex), num_threads=1)
+        interpreter.allocate_tensors()
+        nodes = interpreter._get_ops_details()
+        left = set(_run_by_the_engine(nodes))
+        taken = {int(tensor) for node in nodes if node["op_name"] == "DELEGATE" for tensor in node["inputs"]}
+        details = {entry["index"]: entry for entry in interpreter.get_tensor_details()}
+        names = [tensor.name.decode() for tensor in model.subgraphs[signature.subgraphIndex].tensors]
+        for node in nodes:
+            if node["op_name"] != "FULLY_CONNECTED":
+                continue
+            x, weight, result = int(node["inputs"][0]), int(node["inputs"][1]), int(node["outputs"][0])
+            dtypes = {index: np.dtype(details[index]["dtype"]).name for index in (x, weight, result)}
+            operands = (dtypes[x], dtypes[weight], dtypes[result])
+            key = signature.signatureKey.decode()
+            taken_over = weight in taken and "FULLY_CONNECTED" not in left
+            report.append(LinearKernel(key, _site(names[result]), names[weight], operands, taken_over))
+    return report
+
+
+def undelegated_operators(path: Path) -> dict[str, list[str]]:
+    """By signature, names of the operators that the engine did not hand over to XNNPACK, in the order they run.
+
+    Raises:
+        BundleError: the file is not a readable .tflite.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    found = {}
+    for signature in _read(path).signatureDefs:
+        interpreter = Interpreter(model_content=_with_first(path, signature.subgraphIndex), num_threads=1)
+        interpreter.allocate_tensors()
+        found[signature.signatureKey.decode()] = _run_by_the_engine(interpreter._get_ops_details())
+    return found
+
+
+def _run_by_the_engine(nodes: list[dict[str, Any]]) -> list[str]:
+    """Names of the nodes whose results are read by what is left beside the delegate's own nodes."""
+    delegates = [node for node in nodes if node["op_name"] == "DELEGATE"]
+    from_delegates = {int(tensor) for node in delegates for tensor in node["outputs"]}
+    own = [node for node in nodes if node["op_name"] != "DELEGATE"]
+    read = {int(tensor) for node in delegates for tensor in node["inputs"]}
+    if not delegates:
+        return [node["op_name"] for node in own]
+    kept = []
+    for node in reversed(own):
+        results = {int(tensor) for tensor in node["outputs"]}
+        if results & read and not results & from_delegates:
+            kept.append(node["op_name"])
+            read |= {int(tensor) for tensor in node["inputs"]}
+    return kept[::-1]
+
+
+def _read(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+        if data[4:8] != b"TFL3":
+            raise BundleError(f"{path} is not a .tflite: export it anew")
+        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, IndexError, TypeError, AttributeError, OverflowError, MemoryError, struct.error) as error:
+        raise BundleError(f"{path} is a damaged .tflite ({error}): export it anew") from error
+
+
+def _with_first(path: Path, subgraph: int) -> bytes:
+    """The file with one subgraph moved to the front, since the engine tells of the nodes of the first alone."""
+    model = _read(path)
+    model.subgraphs[0], model.subgraphs[subgraph] = model.subgraphs[subgraph], model.subgraphs[0]
+    places = {0: subgraph, subgraph: 0}
+    for signature in model.signatureDefs:
+        signature.subgraphIndex = places.get(signature.subgraphIndex, signature.subgraphIndex)
+    builder = flatbuffers.Builder(path.stat().st_size + 65536)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _code(model: Any, operator: Any) -> int:
+    entry = model.operatorCodes[operator.opcodeIndex]
+    return max(int(entry.builtinCode), int(entry.deprecatedBuiltinCode))
+
+
+def _data(model: Any, tensor: Any) -> NDArray[Any]:
+    data = model.buffers[tensor.buffer].data
+    flat = np.zeros(0, np.uint8) if data is None else np.asarray(data, np.uint8)
+    return flat.view(DTYPES[tensor.type]).reshape(tensor.shape)
+
+
+def _grid(tensor: Any) -> Grid:
+    return Grid(float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0]))
+
+
+def _site(name: str) -> str:
+    """The site of a tensor named ``<site>/output``, or ``<site>/output#2`` for a later call."""
+    return name.rpartition("/output")[0]
+
+
+def _agree(
+    path: Path,
+    held: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]],
+    name: str,
+    found: tuple[NDArray[np.int8], NDArray[np.float32]],
+) -> None:
+    """Put in what was found, or see that it equals what another signature held."""
+    before = held.setdefault(name, found)
+    if not (np.array_equal(before[0], found[0]) and np.array_equal(before[1], found[1])):
+        raise BundleError(f"{path} holds different numbers for {name!r} in different signatures: export it anew")
