@@ -228,6 +228,8 @@ def _specs(runners: Mapping[int, Any]) -> tuple[tuple[TensorSpec, ...], tuple[Te
     first = min(by_bucket)
     found: list[tuple[TensorSpec, ...]] = []
     for side in (0, 1):
+        if any(details[side].keys() != by_bucket[first][side].keys() for details in by_bucket.values()):
+            raise BundleError("its signatures differ in the names of their inputs or outputs; make the bundle anew")
         specs = []
         for name, detail in by_bucket[first][side].items():
             shapes = {bucket: [int(n) for n in details[side][name]["shape"]] for bucket, details in by_bucket.items()}
@@ -247,4 +249,5 @@ def _one_token(session: LiteRtSession) -> dict[str, NDArray[np.int32]]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    # LiteRT adds every message to those of earlier failures.
+    return " ".join(str(error).split())[-300:] or type(error).__name__

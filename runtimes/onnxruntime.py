@@ -18,9 +18,9 @@ from .threads import thread_count
 
 NAME = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
-_DAMAGED = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel")
+_DAMAGED = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel", "UnicodeDecodeError")
 _DTYPES = {"tensor(int32)": "int32", "tensor(float)": "float32"}
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
 
 
 def engine() -> Any:
@@ -107,7 +107,11 @@ class OnnxRuntimeRuntime:
         check_artifact_file(artifact, ".onnx", "ONNX Runtime")
         try:
             session = module.InferenceSession(
-                str(artifact), _session_options(module, threads, options.spinning), providers=[PROVIDER]
+                str(artifact),
+                _session_options(module, threads, options.spinning),
+                providers=[PROVIDER],
+                enable_fallback=0,
+                read_config_from_model=0,
             )
         except Exception as error:  # the engine's classes share no root of their own
             if type(error).__name__ in _DAMAGED:
@@ -128,7 +132,8 @@ def _session_options(module: Any, threads: int, spinning: bool) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = module.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = _ERRORS_ONLY
+    # What fails is raised as well, so its log line would say it twice.
+    options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     return options
 

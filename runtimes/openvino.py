@@ -20,6 +20,7 @@ from .threads import thread_count
 
 NAME = "openvino"
 _DEVICES = {"cpu": "CPU", "npu": "NPU"}
+_REFUSALS = (RuntimeError, UnicodeDecodeError)  # the latter where a message quotes bytes of a damaged file
 _DTYPES = {"i32": "int32", "f32": "float32"}
 _PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -73,7 +74,7 @@ class OpenVinoSession:
         try:
             results = request.infer(checked)
             return {spec.name: np.array(results[index]) for index, spec in enumerate(self.outputs)}
-        except RuntimeError as error:
+        except _REFUSALS as error:
             raise InputError(f"OpenVINO refuses the feeds: {_last_line(error)}") from error
         finally:
             self._requests.put(request)
@@ -176,10 +177,10 @@ def _check_head(artifact: Path) -> None:
 def _compile(module: Any, core: Any, artifact: Path, device: str, config: dict[str, Any]) -> Any:
     try:
         return core.compile_model(str(artifact), device, config)
-    except RuntimeError as error:
+    except _REFUSALS as error:
         try:
             core.read_model(str(artifact))
-        except RuntimeError as damage:
+        except _REFUSALS as damage:
             raise BundleError(
                 f"{artifact} with its .bin is not a readable OpenVINO model: {_last_line(damage)}; copy the bundle anew"
             ) from error
@@ -216,5 +217,7 @@ def _version(module: Any) -> str:
 
 
 def _last_line(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "unreadable names in it"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,7 @@ WriteTflite = Callable[..., Path]
 def write_tflite(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> WriteTflite:
     """Writes the model with one signature per bucket; ``kind``: float, static, dynamic (hybrid) or int4 (blockwise)."""
 
+    @functools.cache
     def write(kind: str = "static", buckets: tuple[int, ...] = BUCKETS) -> Path:
         path = tmp_path_factory.mktemp("litert") / f"{kind}.tflite"
         path.write_bytes(_Flatbuffer(tiny, kind).model(buckets))
