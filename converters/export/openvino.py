@@ -42,7 +42,7 @@ class OpenVinoContents:
 class LinearKernel:
     """How the CPU plugin runs one product of the graph.
 
-    ``site``: the site it was written for; ``kernel``: the plugin's name of its implementation
+    ``site``: the site it was written for (empty where the plugin lost the name); ``kernel``: the plugin's name of its implementation
     (``brgemm_avx512_I8``); ``precision``: of the operands (``u8``, ``i8``, ``f32``, …).
     """
 
@@ -91,9 +91,13 @@ def read_back(path: Path) -> OpenVinoContents:
         BundleError: the file is not a readable OpenVINO model.
     """
     constants: dict[str, NDArray[Any]] = {}
+    lows: dict[str, int] = {}
     for node in _read(path).get_ops():
-        if node.get_type_name() == "Constant" and ":" in node.get_friendly_name():
-            constants[node.get_friendly_name()] = np.array(node.data, copy=True)
+        name = node.get_friendly_name()
+        if node.get_type_name() == "Constant" and ":" in name:
+            constants[name] = np.array(node.data, copy=True)
+        elif node.get_type_name() == "Clamp" and "@" not in name:
+            lows[name] = round(node.get_attributes()["min"])
     contents = OpenVinoContents({}, {}, {})
     for label, integers in constants.items():
         kind, _, name = label.partition(":")
@@ -102,24 +106,14 @@ def read_back(path: Path) -> OpenVinoContents:
         if kind == "table":
             contents.tables[name] = (integers, constants[f"table scales:{name}"].reshape(-1))
         elif kind == "weight":
-            scales = constants[f"scales:{name}"].reshape(-1)
-            start = 0
-            for part in name.split("|"):
-                matrix, _, rows = part.rpartition("#")
-                end = start + int(rows)
-                contents.matrices[matrix] = (integers[start:end], scales[start:end])
-                start = end
-    for label in constants:
-        found = re.fullmatch(r"scale:input:(.*)", label)
-        if found:
-            site = found[1]
-            contents.sites[site] = SiteGrids(_grid(constants, f"input:{site}"), _grid(constants, f"output:{site}"))
+            contents.matrices[name] = (integers, constants[f"scales:{name}"].reshape(-1))
+    for label, low in lows.items():
+        site = label.removeprefix("output:")
+        zero = round(constants[f"zero point:input:{site}"].item())
+        entering = Grid(constants[f"scale:input:{site}"].item(), zero - 128)
+        leaving = Grid(constants[f"scale:output:{site}"].item(), -128 - low)
+        contents.sites[site] = SiteGrids(entering, leaving)
     return contents
-
-
-def _grid(constants: dict[str, NDArray[Any]], name: str) -> Grid:
-    zero = constants.get(f"zero point:{name}")
-    return Grid(constants[f"scale:{name}"].item(), (0 if zero is None else round(zero.item())) - 128)
 
 
 def kernel_report(path: Path) -> list[LinearKernel]:
@@ -136,10 +130,12 @@ def kernel_report(path: Path) -> list[LinearKernel]:
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
         layers = str(info["originalLayersNames"].astype(str)).split(",")
-        sites = [found[1] for found in (re.match(r"linear:([^/@]*)", layer) for layer in layers) if found]
-        if sites and str(info["layerType"].astype(str)) in ("FullyConnected", "MatMul"):
+        sites = [found[1] for found in (re.match(r"(?:linear|output):([^/@]*)", layer) for layer in layers) if found]
+        kind = str(info["layerType"].astype(str))
+        if kind == "FullyConnected" or (kind == "MatMul" and sites):
             kernel = str(info["primitiveType"].astype(str))
-            report.append(LinearKernel(sites[0], kernel, str(info["runtimePrecision"].astype(str))))
+            precision = str(info["runtimePrecision"].astype(str))
+            report.append(LinearKernel(sites[0] if sites else "", kernel, precision))
     return report
 
 
