@@ -32,6 +32,7 @@ import functools
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -112,6 +113,14 @@ def run_cli(group: click.Command, arguments: Sequence[str], prog_name: str) -> i
         debug="--debug" in before_dashes or os.environ.get("EDGESCRIBE_DEBUG", "") not in ("", "0"),
     )
     colour = False if os.environ.get("NO_COLOR") else None
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: warn(str(message))
+        return _run(group, arguments, prog_name, settings, colour)
+
+
+def _run(
+    group: click.Command, arguments: Sequence[str], prog_name: str, settings: Settings, colour: bool | None
+) -> int:
     try:
         code = group.main(list(arguments), prog_name=prog_name, standalone_mode=False, obj=settings, color=colour)
         sys.stdout.flush()
@@ -169,20 +178,43 @@ def progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
         yield bar.update
 
 
+@contextmanager
+def bar_of_parts(label: str) -> Iterator[Callable[[float], None]]:
+    """As :func:`progress`, for work that tells the part of it that is done (0 to 1); it never runs backwards."""
+    steps = 1000
+    with progress(label, steps) as advance:
+        done = 0
+
+        def show(part: float) -> None:
+            nonlocal done
+            now = min(steps, max(done, int(part * steps)))
+            if now > done:
+                advance(now - done)
+                done = now
+
+        yield show
+        show(1.0)
+
+
+def paint(text: str, colour: str) -> str:
+    """Colour for a word of a result; taken out again off a terminal and with ``NO_COLOR``."""
+    return click.style(text, fg=colour)
+
+
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
     """Columns aligned by spaces: numbers to the right (floats with three significant digits), words to the left."""
     texts = [[_cell(value) for value in row] for row in rows]
     titled = ([list(header)] if header else []) + texts
     if not titled:
         return ""
-    widths = [max(len(row[column]) for row in titled) for column in range(len(titled[0]))]
+    widths = [max(len(click.unstyle(row[column])) for row in titled) for column in range(len(titled[0]))]
     right = [
         bool(rows) and all(value is None or isinstance(value, (int, float)) for value in column)
         for column in zip(*rows, strict=True)
     ] or [False] * len(widths)
     lines = (
         "  ".join(
-            text.rjust(width) if to_right else text.ljust(width)
+            text.rjust(width) if to_right else text + " " * (width - len(click.unstyle(text)))
             for text, width, to_right in zip(row, widths, right, strict=True)
         ).rstrip()
         for row in titled

@@ -1,0 +1,103 @@
+"""``edgescribe run``: classify, tag or embed texts with a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..console import Result, command, figure, note, warn
+from .choices import artifact_options, bundle_argument
+from .texts import NumberedText, read_texts
+
+if TYPE_CHECKING:
+    from ..student import Student
+
+
+@command(
+    epilog="Exactly one of --text, --input and a pipe on stdin gives the texts. "
+    "With --json each text's answer is a line of its own."
+)
+@bundle_argument
+@click.option("--text", "texts", multiple=True, help="A text; may be given several times.")
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    help="A file: .jsonl or .csv (.gz too), else a text a line; - is stdin.",
+)
+@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Labels to show for each text.")
+@click.option("--batch-size", type=click.IntRange(1, 1024), default=1, show_default=True, help="Texts run at once.")
+@artifact_options
+def run(
+    bundle: Path,
+    texts: tuple[str, ...],
+    source: Path | None,
+    top_k: int,
+    batch_size: int,
+    runtime: str | None,
+    precision: str | None,
+    device: str | None,
+    threads: int,
+) -> Iterator[Result]:
+    """Classify, tag or embed texts with BUNDLE, whichever it was made for."""
+    from ..load import load
+
+    if texts and source is not None:
+        raise click.UsageError("--text and --input exclude each other")
+    rows: Iterable[NumberedText]
+    if texts:
+        rows = (NumberedText(number, text) for number, text in enumerate(texts, 1))
+    else:
+        stdin = click.get_binary_stream("stdin")
+        if source is None and stdin.isatty():
+            raise click.UsageError("no texts: give --text, --input, or pipe them in")
+        rows = read_texts(stdin if source is None or source == Path("-") else source, warn)
+    with load(bundle, runtime=runtime, precision=precision, device=device, threads=threads) as student:
+        used = student.effective
+        note(
+            f"{student.info.name}: {used.runtime} {used.engine_version} on {used.device}, {student.info.precision}, "
+            f"{used.threads} thread{'s' if used.threads != 1 else ''}"
+        )
+        cut = 0
+        for batch in _batches(rows, batch_size):
+            for result in _answers(student, batch, top_k):
+                cut += bool(result.data.get("truncated"))
+                yield result
+        if cut:
+            warn(f"{cut} texts were longer than {student.info.max_tokens} tokens; their ends were left out")
+
+
+def _batches(rows: Iterable[NumberedText], size: int) -> Iterator[list[NumberedText]]:
+    remaining = iter(rows)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def _answers(student: Student, batch: list[NumberedText], top_k: int) -> Iterator[Result]:
+    texts = [row.text for row in batch]
+    if student.info.task == "classify":
+        for row, found in zip(batch, student.classify(texts, top_k, batch_size=len(texts)), strict=True):
+            data = {"line": row.line, "text": row.text, "label": found.label, "score": found.score}
+            data |= {"scores": found.scores, "truncated": found.truncated}
+            shown = "  ".join(f"{label} {score:.3f}" for label, score in found.scores.items())
+            yield Result(data, f"{shown}\t{_short(row.text)}")
+    elif student.info.task == "tag":
+        for row, tags in zip(batch, student.tag(texts, batch_size=len(texts)), strict=True):
+            keys = ("label", "text", "start", "end", "score")
+            entries = [{key: getattr(tag, key) for key in keys} for tag in tags]
+            shown = "  ".join(f"{t.label}:{t.text}" for t in tags) or "–"
+            yield Result({"line": row.line, "text": row.text, "tags": entries}, f"{shown}\t{_short(row.text)}")
+    else:
+        for row, vector in zip(batch, student.embed(texts, batch_size=len(texts)), strict=True):
+            start = " ".join(figure(float(x)) for x in vector[:4])
+            text = f"[{start} … {len(vector)} numbers]\t{_short(row.text)}"
+            yield Result({"line": row.line, "text": row.text, "embedding": vector}, text)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:59] + "…"
