@@ -177,7 +177,7 @@ def _int8_rate(seconds: float, machine: Machine, fp32: float) -> tuple[float, st
         rate, engine = measured
         return rate, f"measured: {ROWS} x {WIDTH} by {WIDTH} x {WIDTH} with {engine}, one thread, best call"
     gain = int8_gain(machine.features)
-    return fp32 * gain, f"derived by edgescribe: fp32_gmac_s times {gain:g} by the CPU's features, for want of an engine"
+    return fp32 * gain, f"derived by edgescribe: fp32_gmac_s times {gain:g} by the CPU's features, no engine here"
 
 
 def _runtimes(machine: Machine, threads: int) -> tuple[RuntimePreference, ...]:

@@ -63,7 +63,7 @@ def doctor(root: Path = Path("/")) -> DoctorReport:
         *_cpu_findings(machine, runtimes),
         *_memory_findings(machine, runtimes),
         *_runtime_findings(runtimes),
-        *_npu_findings(machine),
+        *npu_findings(machine),
     ]
     grave: list[Level] = ["problem", "warning", "note"]
     return DoctorReport(
@@ -260,7 +260,8 @@ def _tflite_runtime_version() -> str | None:
         return None
 
 
-def _npu_findings(machine: Machine) -> Iterator[DoctorFinding]:
+def npu_findings(machine: Machine) -> Iterator[DoctorFinding]:
+    """Findings about the machine's NPUs."""
     for npu in machine.npus:
         if not npu.usable:
             yield DoctorFinding(
