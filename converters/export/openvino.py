@@ -42,8 +42,8 @@ class OpenVinoContents:
 class LinearKernel:
     """How the CPU plugin runs one product of the graph.
 
-    ``site``: the site it was written for (empty where the plugin lost the name); ``kernel``: the plugin's name of its implementation
-    (``brgemm_avx512_I8``); ``precision``: of the operands (``u8``, ``i8``, ``f32``, …).
+    ``site``: the site it was written for (empty where the plugin lost the name); ``kernel``: the plugin's name of
+    its implementation (``brgemm_avx512_I8``); ``precision``: of the operands (``u8``, ``i8``, ``f32``, …).
     """
 
     site: str

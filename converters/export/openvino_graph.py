@@ -97,7 +97,7 @@ class OpenVinoGraph:
 
     def _rows(self, table: str, pick: Callable[[Node], Node]) -> Node:
         """Rows of ``table``, picked as int8 and widened after; ``pick`` maps ``[rows, n]`` to ``[…, n]``."""
-        found = self._weights.tables.get(table)
+        found = self._weights.tables.get(table, self._weights.vectors.get(table))
         if found is None:
             raise StudentError(f"the student has no table {table!r}, which its family's program reads")
         if not isinstance(found, QuantizedTable):
