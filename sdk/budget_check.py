@@ -101,6 +101,8 @@ def check_budget(
         candidate = _on_cpu(candidates, profile)
         figures, error = _estimated(found, candidate, profile, tokens, effort, on_progress)
         basis = f"estimated: timed on this machine ({machine_text(machine)}) and scaled to the device"
+    if tokens < budget.tokens:
+        basis += f"; at {tokens} tokens, all that the student reads, where the budget speaks of {budget.tokens}"
     figures["disk_mib"] = Figure(found.artifact_mib(candidate.artifact), "measured")
     return BudgetReport(
         device=profile.id,

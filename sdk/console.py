@@ -93,7 +93,10 @@ def command(name: str | None = None, **attributes: Any) -> Callable[[_F], click.
             if code:
                 click.get_current_context().exit(code)
 
-        made: click.Command = click.command(name or function.__name__.replace("_", "-"), **attributes)(invoke)
+        as_command: Callable[[Callable[..., None]], click.Command] = click.command(
+            name or function.__name__.replace("_", "-"), **attributes
+        )
+        made = as_command(invoke)
         made.params += [_switch("as_json", "--json", "Print the result as JSON."), debug_option()]
         return made
 

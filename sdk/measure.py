@@ -33,6 +33,20 @@ from .measured_process import Effort, ProcessReport, Request
 if TYPE_CHECKING:
     from ..device_profiles.probe import Machine
 
+__all__ = [
+    "PUBLISHED",
+    "QUICK",
+    "Comparison",
+    "Effort",
+    "Outputs",
+    "ProcessReport",
+    "compare",
+    "machine_text",
+    "measure",
+    "measure_process",
+    "outputs_of",
+]
+
 OnProgress = Callable[[float], None]
 """Called with the part of the work that is done, 0 to 1."""
 

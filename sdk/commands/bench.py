@@ -138,7 +138,7 @@ def _against(both: Comparison, bundle: Path, against: Path) -> Result:
     import statistics
 
     def middle(reports: list[ProcessReport], name: str) -> float:
-        return statistics.median(figures(report)[name] for report in reports)
+        return float(statistics.median(figures(report)[name] for report in reports))
 
     names = ("p50_ms", "p90_ms", "p99_ms", "cold_ms", "peak_rss_mib", "disk_mib")
     rows = [

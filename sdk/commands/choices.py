@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from click.shell_completion import CompletionItem
 
 from ..manifest import Precision, RuntimeName
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[str]
+else:  # not generic in older versions of click
+    _ParamType = click.ParamType
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class DeviceName(click.ParamType):
+class DeviceName(_ParamType):
     """A device profile: a name of the catalogue, ``host``, or the path of a ``.toml`` file. Completes names.
 
     Args:

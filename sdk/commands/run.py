@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -52,7 +53,7 @@ def run(
     if texts:
         rows = (NumberedText(number, text) for number, text in enumerate(texts, 1))
     else:
-        stdin = click.get_binary_stream("stdin")
+        stdin = sys.stdin.buffer
         if source is None and stdin.isatty():
             raise click.UsageError("no texts: give --text, --input, or pipe them in")
         rows = read_texts(stdin if source is None or source == Path("-") else source, warn)
