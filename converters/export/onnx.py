@@ -114,12 +114,12 @@ def read_back(path: Path) -> OnnxContents:
     for node in graph.node:
         if node.op_type in ("QGemm", "MatMulIntegerToFloat"):
             site, _, joined = node.name.partition(":")
-            names = joined.split("|")
             static = node.op_type == "QGemm"
-            integers = array(node.input[3]) if static else array(node.input[1]).T
-            scales = array(node.input[4 if static else 3])
-            parts = zip(names, np.split(integers, len(names)), np.split(scales, len(names)), strict=True)
-            contents.matrices.update({name: (np.ascontiguousarray(rows), part) for name, rows, part in parts})
+            weight, scales = (node.input[index] for index in ((3, 4) if static else (1, 3)))
+            if weight in constants:
+                names, integers = joined.split("|"), array(weight) if static else array(weight).T
+                parts = zip(names, np.split(integers, len(names)), np.split(array(scales), len(names)), strict=True)
+                contents.matrices.update({name: (np.ascontiguousarray(rows), part) for name, rows, part in parts})
             if static:
                 ends = ((1, 2), (7, 8))
                 grids = [Grid(array(node.input[s]).item(), array(node.input[z]).item() - 128) for s, z in ends]

@@ -17,7 +17,8 @@ from ...errors import StudentError
 CONTRIB = "com.microsoft"
 """ONNX Runtime's own operators; those used here have CPU kernels on x86-64 and aarch64 alike."""
 
-OPSET, CONTRIB_OPSET, IR_VERSION = 20, 1, 9
+OPSET, CONTRIB_OPSET, IR_VERSION = 23, 1, 11
+"""Operator sets: 23 brought Attention; ONNX Runtime has kernels for all of it from 1.24 on."""
 
 
 class NodeWriter:
