@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 
 from ..errors import EngineError
+from .dense_speed import MACS, ROWS, WIDTH, engine_gmac_s
 from .int8_gain import KERNEL_FEATURES, int8_gain
-from .int8_speed import MACS, ROWS, WIDTH, int8_gmac_s
 from .probe import Machine, default_threads, probe
 from .schema import Accelerator, Avoid, Budget, DeviceProfile, Memory, RuntimePreference, Task
 
@@ -146,9 +146,21 @@ def _read_bandwidth(machine: Machine, threads: int, seconds: float) -> tuple[flo
 
 
 def _float_rate(seconds: float, machine: Machine) -> tuple[float, str]:
-    """One core's rate, by numpy in a process of its own with one BLAS thread."""
+    """One core's rate: the better of numpy's and an engine's, for either may lack kernels for this CPU."""
+    rates = [_numpy_rate(seconds / 2, machine)]
+    engine = engine_gmac_s(int8=False, seconds=seconds / 2)
+    if engine is not None:
+        rates.append((engine[0], _how(engine[1])))
+    return max(rates)
+
+
+def _how(engine: str) -> str:
+    return f"measured: {ROWS} x {WIDTH} by {WIDTH} x {WIDTH} with {engine}, one thread, best call"
+
+
+def _numpy_rate(seconds: float, machine: Machine) -> tuple[float, str]:
+    """One core's rate by numpy, in a process of its own with one BLAS thread."""
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1")
-    what = f"{ROWS} x {WIDTH} by {WIDTH} x {WIDTH} with numpy {np.__version__}"
     try:
         done = subprocess.run(
             [sys.executable, "-c", _FLOAT_DENSE, str(seconds)],
@@ -158,7 +170,7 @@ def _float_rate(seconds: float, machine: Machine) -> tuple[float, str]:
             timeout=seconds + 120,
             check=True,
         )
-        return float(done.stdout), f"measured: {what}, one thread, best call"
+        return float(done.stdout), _how(f"numpy {np.__version__}")
     except (OSError, subprocess.SubprocessError, ValueError):
         pass  # no process can be started here: measure in this one, with as many threads as BLAS has
     x, w = np.ones((ROWS, WIDTH), np.float32), np.ones((WIDTH, WIDTH), np.float32)
@@ -168,14 +180,15 @@ def _float_rate(seconds: float, machine: Machine) -> tuple[float, str]:
         np.matmul(x, w)
         best = min(best, time.perf_counter() - start)
     cores = max(1, int(min(machine.usable_cpus, machine.cores)))
-    return MACS / best / 1e9 / cores, f"measured: {what}, all threads, divided by {cores} cores"
+    return MACS / best / 1e9 / cores, _how(f"numpy {np.__version__}").replace(
+        "one thread", f"all threads, divided by {cores} cores"
+    )
 
 
 def _int8_rate(seconds: float, machine: Machine, fp32: float) -> tuple[float, str]:
-    measured = int8_gmac_s(seconds)
+    measured = engine_gmac_s(int8=True, seconds=seconds)
     if measured is not None:
-        rate, engine = measured
-        return rate, f"measured: {ROWS} x {WIDTH} by {WIDTH} x {WIDTH} with {engine}, one thread, best call"
+        return measured[0], _how(measured[1])
     gain = int8_gain(machine.features)
     return fp32 * gain, f"derived by edgescribe: fp32_gmac_s times {gain:g} by the CPU's features, no engine here"
 

@@ -4,8 +4,9 @@ import importlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from edgescribe.device_profiles import int8_speed
+from edgescribe.device_profiles import dense_speed
 from edgescribe.device_profiles.measure import measure_profile
 from edgescribe.device_profiles.profiles import dangling_sources, load_profile, parse_profile, profile_toml
 from edgescribe.device_profiles.profiles import unsourced_numbers as unsourced
@@ -30,22 +31,16 @@ def test_host_is_a_name_of_a_profile() -> None:
     assert load_profile("host").measured
 
 
-@pytest.mark.parametrize(("module", "start"), [("onnxruntime", "_onnxruntime"), ("openvino", "_openvino")])
-def test_each_engine_computes_the_int8_layer(module: str, start: str) -> None:
-    pytest.importorskip(module, reason=f"the engine {module} is not installed")
-    call, engine = getattr(int8_speed, start)()
-    assert int8_speed.best_rate(call, 0.02) > 0
-    assert engine.split()[-1][0].isdigit()
-
-
-def test_the_int8_layer_of_onnxruntime_gives_the_exact_product() -> None:
-    import numpy as np
-
-    ort = pytest.importorskip("onnxruntime", reason="the engine onnxruntime is not installed")
-    session = ort.InferenceSession(int8_speed._dense_onnx(), providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {"x": int8_speed._activations()})
-    expected = int8_speed._activations().astype(np.int32) @ int8_speed._weights().astype(np.int32)
-    np.testing.assert_array_equal(got, expected)
+@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_each_engine_computes_the_layer_that_is_timed(engine: str, int8: bool) -> None:
+    pytest.importorskip(engine, reason=f"the engine {engine} is not installed")
+    call, name = getattr(dense_speed, f"{engine}_call")(int8)
+    (got,) = call()
+    expected = dense_speed.activations(int8).astype(np.int64) @ dense_speed.weights(int8).astype(np.int64)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1)
+    assert dense_speed.best_rate(call, 0.02) > 0
+    assert name.split()[-1][0].isdigit()
 
 
 def test_without_an_engine_int8_is_derived_from_the_cpu() -> None:
