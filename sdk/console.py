@@ -128,7 +128,7 @@ def _run(
         code = group.main(list(arguments), prog_name=prog_name, standalone_mode=False, obj=settings, color=colour)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderGoneError):
         _leave_stdout()
         return 0
     except (KeyboardInterrupt, click.exceptions.Abort):
@@ -259,15 +259,26 @@ def _colour() -> bool | None:
     return False if os.environ.get("NO_COLOR") else None
 
 
+class _ReaderGoneError(Exception):
+    """Whoever read our stdout has closed it."""
+
+
 def _show(answer: Answer, settings: Settings) -> int:
     if isinstance(answer, Result):
-        click.echo(encode_json(answer.data, indent=2) if settings.as_json else answer.text)
+        _print(encode_json(answer.data, indent=2) if settings.as_json else answer.text)
         return answer.exit_code
     code = 0
     for result in answer:
-        click.echo(encode_json(result.data) if settings.as_json else result.text)
+        _print(encode_json(result.data) if settings.as_json else result.text)
         code = code or result.exit_code
     return code
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError as error:
+        raise _ReaderGoneError from error  # click would end with 1 for the other
 
 
 def _encode_other(value: Any) -> Any:

@@ -69,7 +69,8 @@ def run(
                 cut += bool(result.data.get("truncated"))
                 yield result
         if cut:
-            warn(f"{cut} texts were longer than {student.info.max_tokens} tokens; their ends were left out")
+            which = "1 text was" if cut == 1 else f"{cut} texts were"
+            warn(f"{which} longer than {student.info.max_tokens} tokens; the end was left out")
 
 
 def _batches(rows: Iterable[NumberedText], size: int) -> Iterator[list[NumberedText]]:
