@@ -1,0 +1,222 @@
+"""The commands of the topic tagger's README, every one of them, in their order.
+
+What is not the real thing: ``sudo`` runs without changing users (package manager and users are left alone), files
+stand below a folder of the test's, the Pi is another folder and ``scp`` copies there, systemd is
+``systemctl_stand_in.py``, and the bundle that ``edgescribe convert`` would take minutes for is a tiny one. The wheel,
+the virtual environment, pip with its downloads, and the program are real.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+SAMPLE = CHECKOUT / "samples/raspberry_pi/topic_tagger"
+SYSTEM_PATHS = ("/opt/topic-tagger", "/srv/topic-tagger", "/etc/systemd/system", "/boot/firmware")
+
+SUDO = """case "$1" in
+apt-get | useradd | userdel | usermod) echo "not run in the test: $*" ;;
+install) shift; words=(); while [ $# -gt 0 ]; do case "$1" in -o | -g) shift ;; *) words+=("$1") ;; esac; shift; done
+  exec install "${words[@]}" ;;
+*) exec "$@" ;;
+esac"""
+SCP = """words=("$@"); last=$((${#words[@]} - 1))
+[ "${words[$last]}" = pi@raspberrypi.local: ] || exit 1
+words[$last]="$PI/"; exec cp "${words[@]}\""""
+EDGESCRIBE = """[ "$1" = convert ] || exit 1
+while [ "$1" != --out ]; do shift; done; exec cp -r "$BUNDLE" "$2\""""
+
+
+def blocks(heading: str) -> list[str]:
+    """The shell blocks of the README's section whose heading begins so."""
+    text = (SAMPLE / "README.md").read_text(encoding="utf-8")
+    (section,) = [part for part in re.split(r"^## ", text, flags=re.M) if part.startswith(heading)]
+    return re.findall(r"^```sh\n(.*?)^```", section, flags=re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def litert_bundle(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small bundle's student, written for LiteRT."""
+    from edgescribe.converters.export.litert_flatbuffer import FlatbufferFile
+    from edgescribe.converters.export.litert_graph import LiteRtGraph
+    from edgescribe.converters.quantized_weights import FloatMatrix, QuantizedWeights
+    from edgescribe.sdk.bundle import known_answers, read_bundle
+    from edgescribe.sdk.bundle_writer import pending, write_bundle
+
+    manifest = read_bundle(small_bundle).manifest
+    vocabulary = msgspec.json.decode((small_bundle / "tokenizer.json").read_bytes())["model"]["vocab"]
+    words = {"games": ("chess", "puzzle"), "net": ("network", "router", "packet"), "sound": ("audio", "music", "mixer")}
+    table = np.zeros((len(vocabulary), len(manifest.labels)), np.float32)
+    for column, label in enumerate(manifest.labels):
+        table[[vocabulary[word] for word in words[label]], column] = 9.0
+    identity = np.eye(len(manifest.labels), dtype=np.float32)
+    weights = QuantizedWeights("fp32", {"head": FloatMatrix(identity, None)}, {"words": table}, {}, {}, {})
+    file = FlatbufferFile("words")
+    graph = LiteRtGraph(file, weights, manifest.tokenizer.max_tokens)
+    pooled = graph.mean_pool(graph.embedding(graph.token_ids(), "words"), graph.token_mask())
+    graph.output("logits", graph.linear(pooled, "head", "head"))
+    graph.finish()
+
+    (answer,) = known_answers(manifest.artifacts[0])
+    ids = answer.feeds["input_ids"]
+    expected = table[ids].mean(axis=1)
+    change = msgspec.structs.replace
+    artifact = manifest.artifacts[0]
+    entry = change(artifact.known_answers[0], outputs={"logits": [float(x) for x in expected.ravel()]})
+    path = "litert/words.tflite"
+    artifact = change(
+        artifact, runtime="litert", files=(pending(path),), buckets=(graph.tokens,), known_answers=(entry,)
+    )
+    out = tmp_path_factory.mktemp("litert") / "bundle"
+    files: dict[str, Any] = {path: file.to_bytes(), "tokenizer.json": small_bundle / "tokenizer.json"}
+    write_bundle(change(manifest, artifacts=(artifact,), quality={}), files, out)
+    return out
+
+
+class Shell:
+    """Runs blocks of the README below ``root``."""
+
+    def __init__(self, root: Path, bundle: Path) -> None:
+        self.root, self.pi = root, root / "home"
+        self.bin = root / "bin"
+        for folder in ("home", "bin", "etc/systemd/system", "boot/firmware", "opt", "srv"):
+            (root / folder).mkdir(parents=True)
+        (root / "boot/firmware/cmdline.txt").write_text("console=tty1 rootwait\n")
+        stand_in = f"exec {sys.executable} {Path(__file__).with_name('systemctl_stand_in.py')}"
+        programs = {
+            "sudo": SUDO,
+            "scp": SCP,
+            "edgescribe": EDGESCRIBE,
+            "python": f'exec {sys.executable} "$@"',
+            "python3": f'exec {sys.executable} "$@"',
+            "systemctl": f'{stand_in} systemctl "$@"',
+            "journalctl": f'{stand_in} journalctl "$@"',
+            "dpkg": "echo arm64",
+        }
+        for name, script in programs.items():
+            (self.bin / name).write_text(f"#!/bin/bash\n{script}\n")
+            (self.bin / name).chmod(0o755)
+        self.environment = os.environ | {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "HOME": str(self.pi), "ROOT": str(root), "PI": str(self.pi), "BUNDLE": str(bundle), "USER": "pi",
+        }  # fmt: skip
+        # pip's settings and downloads of whoever runs the test stay in use
+        for name, value in (("PIP_CACHE_DIR", "~/.cache/pip"), ("PIP_CONFIG_FILE", "~/.config/pip/pip.conf")):
+            if Path(value).expanduser().exists():
+                self.environment.setdefault(name, str(Path(value).expanduser()))
+
+    def run(self, block: str, folder: Path) -> str:
+        """Run a block as someone who pastes it, but stop at the first command that fails; gives all output."""
+        for path in SYSTEM_PATHS:
+            block = block.replace(path, f"{self.root}{path}")
+        done = subprocess.run(
+            ["bash", "-euxo", "pipefail", "-c", block],
+            cwd=folder, env=self.environment, text=True, timeout=600, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def section(self, heading: str, folder: Path | None = None) -> str:
+        """Run all blocks of a section; gives all output."""
+        found = blocks(heading)
+        assert found
+        return "".join(self.run(block, folder or self.pi) for block in found)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, litert_bundle: Path) -> Iterator[Shell]:
+    made = Shell(tmp_path / "root", litert_bundle)
+    yield made
+    pid = made.root / "pid"
+    if pid.exists():
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme(shell: Shell, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "demo", "tests", "*.egg-info", "__pycache__", "*.gz")
+    shutil.copytree(CHECKOUT, checkout, ignore=ignored)
+    shell.section("1.", checkout)
+    assert {path.name.partition("-")[0] for path in shell.pi.glob("[!.]*")} == {"edgescribe", "bundle", "topic_tagger"}
+
+    shell.section("2.")
+    installed = subprocess.run(
+        [shell.root / "opt/topic-tagger/venv/bin/pip", "freeze"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "ai-edge-litert" in installed
+    assert "torch" not in installed
+
+    by_hand = shell.section("3.")
+    filed = {path.relative_to(shell.pi / "try").as_posix() for path in (shell.pi / "try").rglob("*.txt")}
+    assert filed == {"outbox/games/first.txt", "outbox/net/second.txt"}, by_hand
+
+    journal = shell.section("4.")
+    assert (shell.root / "srv/topic-tagger/outbox/sound/track.txt").exists(), journal
+    assert "filed 'track.txt' as 'sound/track.txt'" in journal
+    assert (shell.root / "boot/firmware/cmdline.txt").read_text() == "console=tty1 rootwait cgroup_enable=memory\n"
+
+    new_bundle, end = blocks("5.")
+    shell.run(new_bundle, shell.pi)
+    (shell.root / "srv/topic-tagger/inbox/late.txt").write_text("a router")
+    shell.run("sleep 4", shell.pi)
+    assert (shell.root / "srv/topic-tagger/outbox/net/late.txt").exists()
+    shell.run(end, shell.pi)
+    left = {path.name for folder in ("opt", "srv", "etc/systemd/system") for path in (shell.root / folder).iterdir()}
+    assert left <= {"systemd"}
+
+
+def test_the_readme_has_no_command_outside_its_sections() -> None:
+    text = (SAMPLE / "README.md").read_text(encoding="utf-8")
+    in_sections = sum(len(blocks(f"{number}.")) for number in range(1, 6))
+    assert len(re.findall(r"^```sh$", text, flags=re.M)) == in_sections
+
+
+def test_named_options_exist() -> None:
+    named = set(re.findall(r"`(--[a-z-]+)", (SAMPLE / "README.md").read_text(encoding="utf-8")))
+    done = subprocess.run(
+        [sys.executable, SAMPLE / "topic_tagger.py", "--help"], capture_output=True, text=True, check=True
+    )
+    assert named
+    assert named <= set(re.findall(r"--[a-z-]+", done.stdout))
+
+
+needs_analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+
+
+@needs_analyze
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    text = (SAMPLE / "topic-tagger.service").read_text()
+    # it looks for the program and for the documentation
+    text = text.replace("/opt/topic-tagger/venv/bin/python", sys.executable).replace("/opt/topic-tagger", str(SAMPLE))
+    (tmp_path / "topic-tagger.service").write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / "topic-tagger.service")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "topic-tagger.service" not in done.stderr
+
+
+@needs_analyze
+def test_systemd_calls_the_unit_safe() -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(SAMPLE / "topic-tagger.service")],
+        capture_output=True, text=True, check=False, env=os.environ | {"SYSTEMD_PAGER": "cat"},
+    )  # fmt: skip
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze cannot judge a unit offline (before systemd 250)")
+    assert done.returncode == 0, done.stdout
