@@ -97,9 +97,8 @@ def _kept_ids(student: Student, description: Mapping[str, Any], counts: Counter[
     prefix = model.get("continuing_subword_prefix") or ""
     for token, number in vocabulary.items():
         bare = token.removeprefix(prefix) if prefix else token
-        if (len(bare) == 1 and _is_common(bare)) or (token.startswith("<0x") and token.endswith(">")):
-            must.add(number)
-        elif len(bare) == 1 and counts[number]:
+        is_character = len(bare) == 1 and (_is_common(bare) or counts[number] > 0)
+        if is_character or (token.startswith("<0x") and token.endswith(">")):
             must.add(number)
     if size and size < len(must):
         raise RecipeError(

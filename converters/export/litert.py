@@ -8,7 +8,8 @@ all of them. The program of one bucket is :class:`~edgescribe.converters.export.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from ...errors import BundleError, UsageError
+from ...runtimes.tflite_file import check_tflite
 from ..anatomy import Anatomy, Shape, Task
 from ..quantized_weights import Grid, QuantizedWeights, SiteGrids
 from .litert_flatbuffer import DTYPES, FlatbufferFile, write_atomically
@@ -113,6 +115,11 @@ def read_back(path: Path) -> LiteRtContents:
         BundleError: the file is not a readable .tflite, or its signatures hold different numbers.
     """
     model = _read(path)
+    with _telling_of_damage(path):
+        return _contents(path, model)
+
+
+def _contents(path: Path, model: Any) -> LiteRtContents:
     contents = LiteRtContents({}, {}, {})
     for graph in model.subgraphs:
         named = {tensor.name.decode(): tensor for tensor in graph.tensors}
@@ -197,16 +204,21 @@ def _run_by_the_engine(nodes: list[dict[str, Any]]) -> list[str]:
     return kept[::-1]
 
 
-def _read(path: Path) -> Any:
+@contextmanager
+def _telling_of_damage(path: Path) -> Iterator[None]:
+    """What the generated reader runs into where a file is damaged becomes a BundleError."""
     try:
-        data = path.read_bytes()
-        if data[4:8] != b"TFL3":
-            raise BundleError(f"{path} is not a .tflite: export it anew")
-        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+        yield
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, IndexError, TypeError, AttributeError, OverflowError, MemoryError, struct.error) as error:
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, struct.error) as error:
         raise BundleError(f"{path} is a damaged .tflite ({error}): export it anew") from error
+
+
+def _read(path: Path) -> Any:
+    with _telling_of_damage(path):
+        check_tflite(path)
+        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
 
 
 def _with_first(path: Path, subgraph: int) -> bytes:

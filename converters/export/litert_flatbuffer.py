@@ -60,14 +60,34 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
 
 
 class _SharedParameters(schema.QuantizationParametersT):  # type: ignore[misc]
-    """Quantisation parameters that are packed once for all tensors that refer to them."""
+    """Quantisation parameters that are packed once for all tensors that refer to them.
 
-    packed: tuple[Any, Any] | None = None
+    The engine wants as many zero points as scales, 8 bytes each, though all of a weight's are 0: equal vectors of
+    them are packed once as well.
+    """
+
+    def __init__(self, quantization: Quantization, vectors: dict[bytes, Any]) -> None:
+        super().__init__()
+        self.scale = np.asarray(quantization.scales, np.float32)
+        self.zeroPoint = np.asarray(quantization.zero_points, np.int64)
+        self.quantizedDimension = quantization.axis
+        self._vectors, self._packed = vectors, None
 
     def Pack(self, builder: Any) -> Any:
-        if self.packed is None or self.packed[0] is not builder:
-            self.packed = (builder, super().Pack(builder))
-        return self.packed[1]
+        if self._packed is None:
+            scale, zero_point = self._vector(builder, self.scale), self._vector(builder, self.zeroPoint)
+            schema.QuantizationParametersStart(builder)
+            schema.QuantizationParametersAddScale(builder, scale)
+            schema.QuantizationParametersAddZeroPoint(builder, zero_point)
+            schema.QuantizationParametersAddQuantizedDimension(builder, self.quantizedDimension)
+            self._packed = schema.QuantizationParametersEnd(builder)
+        return self._packed
+
+    def _vector(self, builder: Any, values: NDArray[Any]) -> Any:
+        key = values.dtype.name.encode() + values.tobytes()
+        if key not in self._vectors:
+            self._vectors[key] = builder.CreateNumpyVector(values)
+        return self._vectors[key]
 
 
 class FlatbufferFile:
@@ -84,6 +104,7 @@ class FlatbufferFile:
         self._buffer_of: dict[bytes, int] = {}
         self._code_of: dict[tuple[int, int], int] = {}
         self._parameters_of: dict[Quantization, _SharedParameters] = {}
+        self._vectors: dict[bytes, Any] = {}
         self._bytes = 0
 
     def subgraph(self, name: str) -> Subgraph:
@@ -118,11 +139,7 @@ class FlatbufferFile:
     def parameters(self, quantization: Quantization) -> schema.QuantizationParametersT:
         """The one entry of these quantisation parameters."""
         if quantization not in self._parameters_of:
-            entry = _SharedParameters()
-            entry.scale = np.asarray(quantization.scales, np.float32)
-            entry.zeroPoint = np.asarray(quantization.zero_points, np.int64)
-            entry.quantizedDimension = quantization.axis
-            self._parameters_of[quantization] = entry
+            self._parameters_of[quantization] = _SharedParameters(quantization, self._vectors)
         return self._parameters_of[quantization]
 
     def add(self, subgraph: Any, signature: Any) -> None:
@@ -132,7 +149,7 @@ class FlatbufferFile:
         self._model.signatureDefs.append(signature)
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """The file's content. To be called once: what is shared refers to the bytes then made."""
         builder = flatbuffers.Builder(self._bytes + 65536)
         builder.Finish(self._model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
