@@ -12,12 +12,12 @@ The roofline is that of Williams, Waterman and Patterson (CACM 52/4, 2009). The 
 a serial part of 0.25. Base memory was measured on x86-64 in processes that import numpy, tokenizers and one engine and
 run a tiny model; the overhead of an operator is an estimate of the same order as empty operators take there.
 
-How well it does: eight dense layers of width 128, 256 and 512 (hidden 4 times that) at 128 tokens, int8 and float32, one
-thread of ONNX Runtime and OpenVINO on x86-64 with AVX512-VNNI, two runs, quietest tenth of calls: the prediction was
-0.77 to 1.13 times the time. That machine was busy, so it says nothing of p90 or of two threads; attention, norms and
-other CPUs were not in it. What the model leaves out: caches (a small model's weights stay there between calls, so ``memory`` is an upper
-bound), heat, other load. The stated error is therefore wide: half either way on a measured machine, all of it on one
-known from published numbers. A budget is met by measurement, not by this.
+How well it does: eight dense layers of width 128, 256 and 512 (hidden 4 times that) at 128 tokens, int8 and float32,
+one thread of ONNX Runtime and OpenVINO on x86-64 with AVX512-VNNI, two runs, quietest tenth of calls: the prediction
+was 0.77 to 1.13 times the time. That machine was busy, so it says nothing of p90 or of two threads; attention, norms
+and other CPUs were not in it. What the model leaves out: caches (a small model's weights stay there between calls, so
+``memory`` is an upper bound), heat, other load. The stated error is therefore wide: half either way on a measured
+machine, all of it on one known from published numbers. A budget is met by measurement, not by this.
 """
 
 from __future__ import annotations
