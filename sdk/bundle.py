@@ -140,7 +140,9 @@ def decode_manifest(raw: bytes, folder: Path) -> Manifest:
             )
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise BundleError(f"{where} cannot be read as a manifest: {error}; {REMEDY}") from None
+        # The message may quote the file: keep control characters and endless names off the terminal.
+        fault = "".join(character if character.isprintable() else "?" for character in str(error)[:300])
+        raise BundleError(f"{where} cannot be read as a manifest: {fault}; {REMEDY}") from None
     try:
         check_manifest(manifest)
     except BundleError as error:
@@ -213,6 +215,14 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
         )
     except BundleError as error:
         raise BundleError(f"{folder}, {entry.file.path}: {error}") from None
+    # Some engines read memory that they should not for an id that the embedding does not have.
+    answers = [answer for artifact in manifest.artifacts for answer in artifact.known_answers]
+    largest = max(entry.pad_id, *(max(row) for answer in answers for row in answer.feeds["input_ids"]))
+    if largest >= tokenizer.vocabulary_size:
+        raise BundleError(
+            f"{folder}: {MANIFEST_NAME} names the token {largest} (as pad_id or in a known answer), but the tokenizer "
+            f"has only {tokenizer.vocabulary_size}; convert the student again"
+        )
     return tokenizer
 
 

@@ -71,9 +71,10 @@ def open_inside(folder: Path, path: str) -> Iterator[BinaryIO]:
         raise BundleError(
             f"{folder}: the file {path!r} cannot be opened ({error.strerror}); make it readable, or {REMEDY}"
         ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"{folder}: {path!r} is not a regular file; {REMEDY}")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BundleError(f"{folder}: {path!r} is not a regular file; {REMEDY}")
         try:
             yield file
         except OSError as error:

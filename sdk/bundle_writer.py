@@ -254,6 +254,7 @@ def _flush_folder(folder: Path) -> None:
 def _explain(out: Path, error: OSError) -> str:
     reason = {
         errno.ENOSPC: "the disk is full: free some space",
+        errno.EFBIG: "a file is larger than this process may write: raise the limit (ulimit -f)",
         errno.EDQUOT: "the disk quota is used up: free some space",
         errno.EROFS: "the file system is read-only: give another path",
         errno.EACCES: "the folder may not be written: give another path, or change its permissions",

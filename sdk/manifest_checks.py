@@ -18,6 +18,9 @@ from .bundle_files import check_relative_path
 from .manifest import ArtifactEntry, KnownAnswerEntry, Manifest, Tensor
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+MOST_FED = {"input_ids": 2**24, "attention_mask": 1, "token_type_ids": 16}
+"""Largest value of each input in a known answer."""
+
 SUFFIXES = {
     "onnxruntime": (".onnx", (".data",)),
     "openvino": (".xml", (".bin",)),
@@ -46,7 +49,7 @@ def check_manifest(manifest: Manifest) -> None:
         _check_tensors(where, artifact, manifest)
         _check_buckets(where, artifact, manifest.tokenizer.max_tokens)
         for number, answer in enumerate(artifact.known_answers):
-            _check_known_answer(f"{where}.known_answers[{number}]", answer, artifact)
+            _check_known_answer(f"{where}.known_answers[{number}]", answer, artifact, manifest.tokenizer.max_tokens)
     if not manifest.tokenizer.file.path.endswith(".json"):
         _refuse("tokenizer.file.path", f"{manifest.tokenizer.file.path!r} is not a .json file")
     _check_paths(manifest)
@@ -139,7 +142,7 @@ def _check_buckets(where: str, artifact: ArtifactEntry, max_tokens: int) -> None
         )
 
 
-def _check_known_answer(where: str, answer: KnownAnswerEntry, artifact: ArtifactEntry) -> None:
+def _check_known_answer(where: str, answer: KnownAnswerEntry, artifact: ArtifactEntry, max_tokens: int) -> None:
     names = {tensor.name for tensor in artifact.inputs}
     if set(answer.feeds) != names:
         _refuse(f"{where}.feeds", f"feeds for {sorted(answer.feeds)} where the inputs are {sorted(names)}")
@@ -148,14 +151,15 @@ def _check_known_answer(where: str, answer: KnownAnswerEntry, artifact: Artifact
         widths = {len(row) for row in rows}
         if len(widths) != 1 or 0 in widths:
             _refuse(f"{where}.feeds", f"the rows of {name!r} are missing, empty or of different lengths")
-        if any(value < 0 for row in rows for value in row):
-            _refuse(f"{where}.feeds", f"{name!r} has a negative value")
+        most = MOST_FED[name]
+        if any(not 0 <= value <= most for row in rows for value in row):
+            _refuse(f"{where}.feeds", f"{name!r} has a value that is not in 0 … {most}")
         shapes.add((len(rows), widths.pop()))
     if len(shapes) != 1:
         _refuse(f"{where}.feeds", "the inputs have different shapes")
     batch, tokens = shapes.pop()
-    if artifact.buckets and tokens > artifact.buckets[-1]:
-        _refuse(f"{where}.feeds", f"{tokens} tokens, more than the largest bucket, {artifact.buckets[-1]}")
+    if tokens > max_tokens:
+        _refuse(f"{where}.feeds", f"{tokens} tokens, more than tokenizer.max_tokens, {max_tokens}")
     outputs = {tensor.name: tensor for tensor in artifact.outputs}
     if set(answer.outputs) != set(answer.shapes):
         _refuse(f"{where}.shapes", f"{sorted(answer.shapes)} where the outputs are {sorted(answer.outputs)}")

@@ -21,7 +21,7 @@ from .tokenizer import TokenizedText, Tokenizer, check_texts
 __all__ = ["Classification", "Student", "StudentInfo", "Tag", "Tags"]
 
 BATCH_SIZE = 16
-_BATCHES_AT_ONCE = 32  # texts are tokenized and sorted by length this many batches at a time: bounds memory
+_BATCHES_AT_ONCE = 8  # texts are tokenized and sorted by length this many batches at a time: bounds memory
 
 Texts: TypeAlias = list[str] | tuple[str, ...]
 """Several texts; any other iterable of str works too."""

@@ -209,3 +209,92 @@ def bundle_of(_kept_bundles: dict[str, Path], tmp_path: Path) -> Callable[[str],
 def classify_folder(_kept_bundles: dict[str, Path]) -> Path:
     """The tiny classifier's bundle, not to be altered."""
     return _kept_bundles["classify"]
+
+
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 16,
+    "hidden_act": "gelu",
+    "id2label": dict(enumerate(LABELS["classify"])),
+}
+
+
+def random_bert() -> Any:
+    """A one-layer BERT's weights as the exporters take them."""
+    from edgescribe.converters.anatomy import anatomy_of
+    from edgescribe.converters.quantized_weights import FloatMatrix, QuantizedWeights
+
+    anatomy = anatomy_of("bert")
+    shape = anatomy.shape(CONFIG)
+    sizes = {"vocabulary": shape.vocabulary, "positions": 16, "types": 2, "neurons": 24, "labels": shape.labels}
+    draw = np.random.default_rng(5)
+    found = {
+        name: (0.4 * draw.normal(size=[sizes.get(axis, shape.hidden) for axis in parameter.axes])).astype(np.float32)
+        for name, parameter in anatomy.parameters_of("classify", shape.layers).items()
+    }
+    kinds = {name: parameter.kind for name, parameter in anatomy.parameters_of("classify", shape.layers).items()}
+    matrices = {
+        name.removesuffix(".weight"): FloatMatrix(found[name], found[name.removesuffix("weight") + "bias"])
+        for name, kind in kinds.items()
+        if kind == "matrix"
+    }
+    tables = {name.removesuffix(".weight"): found[name] for name, kind in kinds.items() if kind == "table"}
+    vectors = {name: found[name] for name, kind in kinds.items() if kind in ("norm", "vector")}
+    return anatomy, shape, QuantizedWeights("fp32", matrices, tables, vectors, {}, CONFIG)
+
+
+@pytest.fixture(scope="session")
+def three_runtimes(
+    tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Callable[..., Manifest], tokenizer_json: bytes
+) -> Path:
+    """A one-layer BERT with random weights in a bundle for all three runtimes, made by the real exporters."""
+    from edgescribe.converters.export.litert import export_litert
+    from edgescribe.converters.export.onnx import export_onnx
+    from edgescribe.converters.export.openvino import export_openvino
+    from edgescribe.runtimes.registry import open_artifact
+
+    folder = tmp_path_factory.mktemp("three")
+    anatomy, shape, weights = random_bert()
+    export_onnx(anatomy, shape, "classify", weights, folder / "model.onnx")
+    export_openvino(anatomy, shape, "classify", weights, folder / "model.xml")
+    export_litert(anatomy, shape, "classify", weights, folder / "model.tflite", buckets=(8, 16))
+    feeds = {"input_ids": [[2, 4, 5, 3], [2, 6, 3, 0]], "attention_mask": [[1, 1, 1, 1], [1, 1, 1, 0]]}
+    session = open_artifact("onnxruntime", folder / "model.onnx")
+    logits = session.run({name: np.array(rows, np.int32) for name, rows in feeds.items()})["logits"]
+    answer = KnownAnswerEntry(
+        feeds=feeds, outputs={"logits": [float(v) for v in logits.ravel()]}, shapes={"logits": (2, 3)}, tolerance=1e-3
+    )
+    (plain,) = tiny_manifest().artifacts
+    artifacts = [
+        msgspec.structs.replace(
+            plain, runtime=runtime, files=tuple(map(pending, names)), buckets=buckets, known_answers=(answer,)
+        )
+        for runtime, names, buckets in (
+            ("onnxruntime", ["model.onnx"], ()),
+            ("openvino", ["model.xml", "model.bin"], ()),
+            ("litert", ["model.tflite"], (8, 16)),
+        )
+    ]
+    names = ("model.onnx", "model.xml", "model.bin", "model.tflite")
+    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    return write_bundle(
+        tiny_manifest(artifacts=tuple(artifacts)), {**files, "tokenizer.json": tokenizer_json}, folder / "bundle"
+    ).folder
+
+
+@pytest.fixture
+def rewrite(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a bundle anew with fields of its manifest replaced."""
+
+    def write(folder: Path, **changes: Any) -> Path:
+        bundle = read_bundle(folder)
+        manifest = msgspec.structs.replace(bundle.manifest, **changes)
+        entries = [manifest.tokenizer.file, *(file for artifact in manifest.artifacts for file in artifact.files)]
+        return write_bundle(manifest, {e.path: folder / e.path for e in entries}, tmp_path / "rewritten").folder
+
+    return write
