@@ -43,6 +43,7 @@ import click
 from ..errors import EdgescribeError, MissingExtraError
 
 INTERRUPTED = 130
+_ERASE_LINE_ABOVE = "\x1b[1A\x1b[2K"
 _ENGINES = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
@@ -174,11 +175,20 @@ def warn(message: str) -> None:
 
 @contextmanager
 def progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    """A bar with time left on stderr, drawn only on a terminal; yields what moves it on by so many steps."""
-    with click.progressbar(
-        length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty(), width=24, color=_colour(),
-    ) as bar:
-        yield bar.update
+    """A bar with time left on stderr, drawn only on a terminal; yields what moves it on by so many steps.
+
+    It is gone again when the work is done or has failed.
+    """
+    drawn = sys.stderr.isatty()
+    try:
+        with click.progressbar(
+            length=length, label=label, file=sys.stderr, hidden=not drawn, width=24, color=_colour()
+        ) as bar:
+            yield bar.update
+    finally:
+        if drawn and os.environ.get("TERM") != "dumb":
+            sys.stderr.write(_ERASE_LINE_ABOVE)
+            sys.stderr.flush()
 
 
 @contextmanager

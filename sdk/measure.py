@@ -50,8 +50,11 @@ __all__ = [
 OnProgress = Callable[[float], None]
 """Called with the part of the work that is done, 0 to 1."""
 
-# Imports edgescribe itself, so that the time that takes is inside what is measured.
-_START = "from time import perf_counter as t; s=t(); from edgescribe.sdk.measured_process import main; main(s)"
+# Finds packages where this process does, and imports edgescribe inside what is measured.
+_START = (
+    "import sys; from time import perf_counter as t; sys.path[:] = sys.argv[1:]; s = t(); "
+    "from edgescribe.sdk.measured_process import main; main(s)"
+)
 
 
 QUICK = Effort()
@@ -317,7 +320,10 @@ def _run_process(request: Request, on_progress: OnProgress | None) -> ProcessRep
     with tempfile.TemporaryFile() as complaints:
         request.spawned_ns = time.monotonic_ns()
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints
+            [sys.executable, "-P", "-c", _START, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
         )
         with _ended(process) as (requests, answers):
             _send(requests, msgspec.json.encode(request))

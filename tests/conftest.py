@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -119,17 +118,3 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "words"
     write_bundle(manifest, files, out)
     return out
-
-
-@pytest.fixture
-def texts_file(tmp_path: Path) -> Path:
-    """JSON Lines of four texts with their labels."""
-    rows = [
-        ("a chess puzzle", "games"),
-        ("the network router", "net"),
-        ("audio mixer for music", "sound"),
-        ("a packet tool", "net"),
-    ]
-    path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
-    return path

@@ -45,8 +45,8 @@ def check(
         samples=QUICK.samples if samples is None else samples,
         seconds=QUICK.seconds if seconds is None else seconds,
     )
+    profile = load_profile(device)
     with bar_of_parts("Measuring") as show:
-        profile = load_profile(device)
         report = check_budget(
             bundle, profile, runtime=runtime, precision=precision, effort=effort, on_progress=show
         )
@@ -74,5 +74,5 @@ def _text(report: BudgetReport) -> str:
     ]
     lines = [head, table(rows, ("figure", "found", "granted", "how", "verdict")), report.basis]
     if report.error_fraction is not None:
-        lines[-1] += f"; the estimate may be off by {report.error_fraction:.0%}. Only the device itself can tell"
+        lines.append(f"The estimate may be off by {report.error_fraction:.0%}; only the device itself can tell.")
     return "\n".join(lines)
