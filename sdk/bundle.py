@@ -7,7 +7,6 @@ in a bundle is executed or unpickled. Bundles are written by :mod:`edgescribe.sd
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from .bundle_files import (
 )
 from .manifest import SCHEMA_VERSION, ArtifactEntry, FileEntry, Manifest
 from .manifest_checks import check_manifest
+from .sha256 import sha256
 from .tokenizer import Tokenizer
 
 MANIFEST_LIMIT = 16 << 20
@@ -152,7 +152,7 @@ def decode_manifest(raw: bytes, folder: Path) -> Manifest:
 
 def seal_of(raw: bytes) -> bytes:
     """The content of ``bundle.json.sha256`` for a manifest of these bytes."""
-    return f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST_NAME}\n".encode("ascii")
+    return f"{sha256(raw).hexdigest()}  {MANIFEST_NAME}\n".encode("ascii")
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:

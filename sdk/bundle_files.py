@@ -6,7 +6,6 @@ spelling and, links followed, by where it really leads, and must end at a regula
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import BinaryIO
 
 from ..errors import BundleError
 from .manifest import FileEntry
+from .sha256 import sha256
 
 MANIFEST_NAME = "bundle.json"
 SEAL_NAME = "bundle.json.sha256"
@@ -103,7 +103,7 @@ def verify_file(folder: Path, entry: FileEntry, head_bytes: int = 8) -> bytes:
     Raises:
         BundleError: as :func:`open_inside`, or size or hash differ from the manifest's.
     """
-    digest = hashlib.sha256()
+    digest = sha256()
     head = b""
     with open_inside(folder, entry.path) as file:
         _check_size(folder, entry, os.fstat(file.fileno()).st_size)
@@ -126,7 +126,7 @@ def read_verified(folder: Path, entry: FileEntry, limit: int) -> bytes:
     """
     content = read_limited(folder, entry.path, limit)
     _check_size(folder, entry, len(content))
-    _check_digest(folder, entry, hashlib.sha256(content).hexdigest())
+    _check_digest(folder, entry, sha256(content).hexdigest())
     return content
 
 

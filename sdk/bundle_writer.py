@@ -8,7 +8,6 @@ output that exists is replaced only with ``force``, and kept until the new one s
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -24,6 +23,7 @@ from ..errors import BundleError, OutputError
 from .bundle import Bundle, read_bundle, seal_of
 from .bundle_files import CHUNK_BYTES, MANIFEST_NAME, SEAL_NAME, check_relative_path
 from .manifest import FileEntry, Manifest
+from .sha256 import sha256
 
 Source = Path | bytes
 
@@ -53,6 +53,24 @@ def write_bundle(
         for path, source in files.items():
             writer.add(path, source)
         return writer.commit(manifest)
+
+
+def replace_in_manifest(bundle: Bundle, **changes: Any) -> Bundle:
+    """Write a bundle anew in its place with fields of its manifest replaced (``measurements=``, ``quality=``).
+
+    All its files are kept, those that the manifest does not name too.
+
+    Raises:
+        OutputError: it cannot be written; the bundle is as it was.
+        BundleError: the changed manifest contradicts itself, or a file was changed meanwhile.
+    """
+    files = {
+        path.relative_to(bundle.folder).as_posix(): path
+        for path in sorted(bundle.folder.rglob("*"))
+        if path.is_file() and path.relative_to(bundle.folder).as_posix() not in (MANIFEST_NAME, SEAL_NAME)
+    }
+    read_bundle(bundle.folder)  # else a damaged file would get a hash that fits
+    return write_bundle(msgspec.structs.replace(bundle.manifest, **changes), files, bundle.folder, force=True)
 
 
 class BundleWriter:
@@ -108,7 +126,7 @@ class BundleWriter:
         with self._output_errors():
             target = self._folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            digest, size = hashlib.sha256(), 0
+            digest, size = sha256(), 0
             with target.open("xb") as file:
                 for chunk in _chunks(source):
                     digest.update(chunk)

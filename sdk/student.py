@@ -247,7 +247,7 @@ def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Softmax over the last axis, in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 

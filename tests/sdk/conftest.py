@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from edgescribe.sdk.bundle import Bundle, read_bundle
-from edgescribe.sdk.bundle_writer import pending, write_bundle
+from edgescribe.sdk.bundle_writer import pending, replace_in_manifest, write_bundle
 from edgescribe.sdk.manifest import (
     ArtifactEntry,
     KnownAnswerEntry,
@@ -292,9 +292,8 @@ def rewrite(tmp_path: Path) -> Callable[..., Path]:
     """Writes a bundle anew with fields of its manifest replaced."""
 
     def write(folder: Path, **changes: Any) -> Path:
-        bundle = read_bundle(folder)
-        manifest = msgspec.structs.replace(bundle.manifest, **changes)
-        entries = [manifest.tokenizer.file, *(file for artifact in manifest.artifacts for file in artifact.files)]
-        return write_bundle(manifest, {e.path: folder / e.path for e in entries}, tmp_path / "rewritten").folder
+        target = tmp_path / "rewritten"
+        shutil.copytree(folder, target)
+        return replace_in_manifest(read_bundle(target), **changes).folder
 
     return write

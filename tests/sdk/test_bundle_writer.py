@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from edgescribe import BundleError, OutputError
 from edgescribe.sdk.bundle import Bundle, read_bundle
-from edgescribe.sdk.bundle_writer import BundleWriter, check_output, write_bundle
+from edgescribe.sdk.bundle_writer import BundleWriter, check_output, replace_in_manifest, write_bundle
 
 
 def test_what_is_written_can_be_read(tmp_path: Path, make_bundle: Callable[..., Bundle]) -> None:
@@ -79,6 +79,23 @@ def test_force_keeps_the_old_bundle_when_the_new_one_fails(tmp_path: Path, make_
         writer.add("tokenizer.json", b"{}")  # and no commit
     assert read_bundle(tmp_path / "out").manifest.task == "classify"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_replacing_in_a_manifest(bundle_of: Callable[..., Path]) -> None:
+    folder = bundle_of()
+    (folder / "report.html").write_text("<p>report")
+    replace_in_manifest(read_bundle(folder), quality={"student": {"accuracy": 0.5}})
+    again = read_bundle(folder)
+    assert again.manifest.quality == {"student": {"accuracy": 0.5}}
+    assert (folder / "report.html").read_text() == "<p>report"
+    with pytest.raises(BundleError, match="labels"):
+        replace_in_manifest(again, labels=("one",))
+    assert read_bundle(folder).manifest == again.manifest
+    (folder / "onnxruntime/model.onnx").write_bytes(b"damaged")
+    with pytest.raises(BundleError):
+        replace_in_manifest(again, name="other")
+    assert (folder / "onnxruntime/model.onnx").read_bytes() == b"damaged"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize("force", [False, True])
