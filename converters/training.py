@@ -172,6 +172,7 @@ def train(
         precision = "bf16" if native_bf16() else "no"
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     set_seed(settings.seed)
+    torch.set_flush_denormal(True)  # vanishing gradients become denormal numbers, which CPUs compute very slowly
     graph.dropout = settings.dropout
     losses = Distillation(
         graph.student.task, graph.shape, teacher.shape if teacher is not None else None, settings.losses
