@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -126,7 +127,7 @@ def read_back(path: Path) -> OnnxContents:
                 contents.sites[site] = SiteGrids(*grids)
         elif node.op_type in ("Gather", "Slice"):
             name = node.input[0]
-            if name in constants and f"{name}.scales" in constants:
+            if "|" not in name and name in constants and f"{name}.scales" in constants:
                 contents.tables[name] = (array(name), array(f"{name}.scales"))
     return contents
 
@@ -137,11 +138,9 @@ def kernel_report(path: Path) -> list[LinearKernel]:
     Raises:
         BundleError: the file is not a readable ONNX model.
     """
-    import onnxruntime
-
+    written = _read(path).graph
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    written = _read(path).graph
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -162,6 +161,9 @@ def kernel_report(path: Path) -> list[LinearKernel]:
 
 def _read(path: Path) -> onnx.ModelProto:
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
     except Exception as error:
         raise BundleError(f"{str(path)!r} is not an ONNX model that can be read: {error}") from error
+    if not model.graph.node:
+        raise BundleError(f"{str(path)!r} is an ONNX model without a single node: it is damaged, export it anew")
+    return model

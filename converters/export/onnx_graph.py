@@ -25,17 +25,10 @@ from numpy.typing import NDArray
 
 from ...errors import StudentError
 from ..graph import ActivationKind
-from ..quantized_weights import (
-    FloatMatrix,
-    Grid,
-    QuantizedMatrix,
-    QuantizedTable,
-    QuantizedWeights,
-    SiteGrids,
-    bias_integers,
-)
+from ..quantized_weights import Grid, QuantizedMatrix, QuantizedTable, QuantizedWeights
 from . import onnx_relative as relative
 from .onnx_nodes import CONTRIB, NodeWriter
+from .onnx_products import ProductWriter
 from .onnx_values import Hidden, Integers, Joined, Scores
 
 PENALTY = -1e4
@@ -58,7 +51,7 @@ class OnnxGraph:
         self.writer = NodeWriter()
         self.inputs = ["input_ids", "attention_mask"]
         self._kept: dict[tuple[object, ...], str] = {}
-        self._stored_weights: list[tuple[str, ...]] = []
+        self._products = ProductWriter(weights, self.writer)
 
     def kept(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
         """The name of a value that many operators want: made at its first use."""
@@ -129,7 +122,7 @@ class OnnxGraph:
     def _grid(self, grid: Grid) -> list[str]:
         return [self.writer.constant(np.float32(grid.scale)), self.writer.constant(np.uint8(grid.zero_point + 128))]
 
-    def _quantized(self, x: Hidden, grid: Grid, scale: str, zero_point: str) -> str:
+    def quantized(self, x: Hidden, grid: Grid, scale: str, zero_point: str) -> str:
         """``x`` as uint8 on ``grid``; the integers that it was made of where they are on this grid already."""
         if x.joined is not None:
             self._cut(x)
@@ -137,7 +130,8 @@ class OnnxGraph:
             x.integers[grid] = self.writer.node("QuantizeLinear", [self.real(x), scale, zero_point])
         return x.integers[grid]
 
-    def _dynamic(self, x: Hidden) -> tuple[str, str, str]:
+    def dynamic(self, x: Hidden) -> tuple[str, str, str]:
+        """``x`` as uint8 on a grid taken while running, with scale and zero point."""
         if x.dynamic is None:
             integers, scale, zero_point = self.writer.node_of("DynamicQuantizeLinear", [self.real(x)], 3)
             x.dynamic = integers, scale, zero_point
@@ -211,9 +205,7 @@ class OnnxGraph:
 
     def linears(self, x: Hidden, weights: tuple[str, ...], site: str) -> tuple[Hidden, ...]:
         """See GraphBuilder."""
-        matrices = [self._matrix(name) for name in weights]
-        same = len({(type(matrix), _sizes(matrix)) for matrix in matrices}) == 1
-        if len(weights) == 1 or not same:
+        if len(weights) == 1 or not self._products.can_join(weights):
             return tuple(self._product(x, (name,), site, None) for name in weights)
         whole = self._product(x, weights, site, None)
         joined = Joined(len(weights), whole)
@@ -221,100 +213,9 @@ class OnnxGraph:
         joined.rows = [Hidden(whole.layout, width, joined=joined, part=part) for part in range(joined.parts)]
         return tuple(joined.rows)
 
-    def _matrix(self, name: str) -> QuantizedMatrix | FloatMatrix:
-        matrix = self.weights.matrices.get(name)
-        if matrix is None:
-            raise StudentError(f"the weights hold no matrix {name!r}; its name in the family's program is wrong")
-        return matrix
-
     def _product(self, x: Hidden, names: tuple[str, ...], site: str, activation: ActivationKind | None) -> Hidden:
-        quantized: list[QuantizedMatrix] = []
-        floats: list[FloatMatrix] = []
-        for name in names:
-            matrix = self._matrix(name)
-            if isinstance(matrix, QuantizedMatrix):
-                quantized.append(matrix)
-            else:
-                floats.append(matrix)
-        if floats:
-            y = self._float_product(x, names, floats, site)
-        elif self.weights.precision == "w8a8-dynamic":
-            y = self._dynamic_product(x, names, quantized, site)
-        else:
-            grids = self.weights.sites.get(site)
-            if grids is None:
-                raise StudentError(f"the site {site!r} has int8 weights and no activation grids; calibrate it first")
-            y = self._static_product(x, names, quantized, site, grids)
-            if activation == "relu" and grids.output.zero_point == -128:
-                return y
-        return y if activation is None else self.activation(y, activation)
-
-    def _float_product(self, x: Hidden, names: tuple[str, ...], matrices: list[FloatMatrix], site: str) -> Hidden:
-        weight = np.concatenate([matrix.weight for matrix in matrices])
-        inputs = [self.real(x), self.writer.stored("|".join(names), weight)]
-        bias = _joined_bias([(matrix.bias, len(matrix.weight)) for matrix in matrices])
-        if bias is not None:
-            inputs.append(self.writer.stored(f"{'|'.join(names)}.bias", bias))
-        name = self.writer.node("Gemm", inputs, name=_node_name(site, names), transB=1)
-        return Hidden(x.layout, len(weight), name)
-
-    def _dynamic_product(
-        self, x: Hidden, names: tuple[str, ...], matrices: list[QuantizedMatrix], site: str
-    ) -> Hidden:
-        integers, scale, zero_point = self._dynamic(x)
-        rows = np.concatenate([matrix.integers for matrix in matrices])
-        stored = self._weight(names, rows.T, axis=1)
-        scales = self.writer.stored(f"{'|'.join(names)}.scales", np.concatenate([matrix.scales for matrix in matrices]))
-        inputs = [integers, stored, scale, scales, zero_point]
-        bias = _joined_bias([(matrix.bias, len(matrix.scales)) for matrix in matrices])
-        if bias is not None:
-            inputs += ["", self.writer.stored(f"{'|'.join(names)}.bias", bias)]
-        name = self.writer.node("MatMulIntegerToFloat", inputs, domain=CONTRIB, name=_node_name(site, names))
-        return Hidden(x.layout, len(rows), name)
-
-    def _weight(self, names: tuple[str, ...], joined: NDArray[np.int8], axis: int) -> str:
-        """An int8 weight for one node, its matrices side by side along ``axis``; stored once where layers share it.
-
-        Every use after the first goes through a node that ONNX Runtime folds while loading. Two products that read
-        one constant could not be loaded with ``session.x64quantprecision``: ONNX Runtime makes the uint8 form of it
-        for each under one and the same name.
-        """
-        for known in self._stored_weights:
-            for first in range(len(known) - len(names) + 1):
-                if known[first : first + len(names)] != names:
-                    continue
-                stored = "|".join(known)
-                if known == names:
-                    return self.writer.node("Concat", [stored], axis=axis)
-                size = joined.shape[axis] // len(names)
-                bounds = (first * size, (first + len(names)) * size, axis)
-                return self.writer.node("Slice", [stored, *(self.writer.integers(bound) for bound in bounds)])
-        self._stored_weights.append(names)
-        return self.writer.stored("|".join(names), joined)
-
-    def _static_product(
-        self, x: Hidden, names: tuple[str, ...], matrices: list[QuantizedMatrix], site: str, grids: SiteGrids
-    ) -> Hidden:
-        grid_names = {}
-        for end, grid in (("input", grids.input), ("output", grids.output)):
-            scale = self.writer.stored(f"{site}.{end}_scale", np.float32(grid.scale))
-            zero_point = self.writer.stored(f"{site}.{end}_zero_point", np.uint8(grid.zero_point + 128))
-            grid_names[end] = scale, zero_point
-        rows = np.concatenate([matrix.integers for matrix in matrices])
-        inputs = [
-            self._quantized(x, grids.input, *grid_names["input"]),
-            *grid_names["input"],
-            self._weight(names, rows, axis=0),
-            self.writer.stored(f"{'|'.join(names)}.scales", np.concatenate([matrix.scales for matrix in matrices])),
-            self.writer.stored(f"{_node_name(site, names)}.zero_points", np.zeros(len(rows), np.int8)),
-            self.writer.stored(
-                f"{_node_name(site, names)}.bias",
-                np.concatenate([bias_integers(matrix, grids.input) for matrix in matrices]),
-            ),
-            *grid_names["output"],
-        ]
-        name = self.writer.node("QGemm", inputs, domain=CONTRIB, name=_node_name(site, names), transB=1)
-        return Hidden(x.layout, len(rows), None, {grids.output: name}, grids.output)
+        y, done = self._products.product(self, x, names, site, activation == "relu")
+        return y if done or activation is None else self.activation(y, activation)
 
     def layer_norm(self, x: Hidden, norm: str, eps: float, residual: Hidden | None = None) -> Hidden:
         """See GraphBuilder."""
@@ -336,7 +237,7 @@ class OnnxGraph:
 
     def matrix_in_float(self, name: str) -> NDArray[np.float32]:
         """A linear layer's weight ``[out, in]`` in float32, dequantised where it is int8."""
-        matrix = self._matrix(name)
+        matrix = self._products.matrix(name)
         return matrix.dequantized() if isinstance(matrix, QuantizedMatrix) else np.asarray(matrix.weight, np.float32)
 
     def activation(self, x: Hidden, kind: ActivationKind) -> Hidden:
@@ -481,18 +382,3 @@ class OnnxGraph:
         norm = self.writer.node("ReduceL2", [self.real(x), self.writer.integers(1)], keepdims=1)
         least = self.writer.node("Max", [norm, self.writer.constant(np.float32(1e-12))])
         return Hidden(x.layout, x.width, self.writer.node("Div", [self.real(x), least]))
-
-
-def _sizes(matrix: QuantizedMatrix | FloatMatrix) -> tuple[int, ...]:
-    return matrix.integers.shape if isinstance(matrix, QuantizedMatrix) else matrix.weight.shape
-
-
-def _node_name(site: str, names: tuple[str, ...]) -> str:
-    """The name of a linear layer's node: its site, and what it multiplies by."""
-    return f"{site}:{'|'.join(names)}"
-
-
-def _joined_bias(biases: list[tuple[NDArray[np.float32] | None, int]]) -> NDArray[np.float32] | None:
-    if all(bias is None for bias, _ in biases):
-        return None
-    return np.concatenate([np.zeros(rows, np.float32) if bias is None else bias for bias, rows in biases])
