@@ -50,7 +50,9 @@ class OpenOptions:
         threads: intra-operator threads; 0 takes the number of physical cores, at most 4.
         cache_dir: folder for the engine's own compiled-model or packed-weight cache; None turns it off.
         spinning: let waiting threads spin (faster alone on an idle machine, slower on a busy one).
-        padding_side: where a runtime with fixed shapes puts its own padding: as the student was trained.
+        padding_side: where a runtime puts padding of its own: as the student was trained.
+        max_tokens: the most tokens that the student takes, so that a runtime whose memory grows with every new
+            token count (OpenVINO) may round it up; None leaves token counts as they are.
         known_answers: checked once on open; a wrong answer raises :class:`~edgescribe.errors.WrongAnswerError`.
     """
 
@@ -59,6 +61,7 @@ class OpenOptions:
     cache_dir: Path | None = None
     spinning: bool = False
     padding_side: Literal["left", "right"] = "right"
+    max_tokens: int | None = None
     known_answers: Sequence[KnownAnswer] = field(default=(), repr=False)
 
 

@@ -3,6 +3,7 @@
 LiteRT's shapes are fixed, so an artifact has signatures ``tokens_<T>`` of batch 1 for some token counts, the
 *buckets*. A session takes any batch and any token count up to the largest bucket: it runs row by row, each row
 without its padding in the smallest bucket that it fits, and puts the results together.
+See :mod:`.litert_interpreters` for what that costs in memory.
 
 ``ai_edge_litert`` is used where it is installed, else ``tflite_runtime``, its predecessor. The latter computes
 products of float activations with integer weights as zeros, without an error: such files are refused there.
@@ -14,8 +15,8 @@ import importlib
 import importlib.metadata
 import re
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,21 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, EngineError, InputError, MissingExtraError
 from .artifact_file import check_artifact_file
-from .contract import Availability, Effective, Feeds, OpenOptions, Outputs, TensorSpec
-from .engine_messages import without_info_lines
+from .contract import Availability, Effective, Feeds, KnownAnswer, OpenOptions, Outputs, TensorSpec
 from .feeds import checked_feeds
 from .known_answers import check_known_answers
-from .tflite_file import check_tflite, float_activation_products, read_operators, small_or_blockwise_tensors
+from .litert_interpreters import BucketInterpreters
+from .tflite_file import (
+    FLOAT32,
+    INT32,
+    TfliteSignature,
+    float_activation_products,
+    read_operators,
+    read_signatures,
+    small_or_blockwise_tensors,
+)
 from .threads import thread_count
+from .token_padding import TokenPadding, token_outputs
 
 NAME = "litert"
 PREFERRED, FALLBACK = "ai_edge_litert", "tflite_runtime"
@@ -75,13 +85,16 @@ class LiteRtSession:
         buckets: the artifact's token counts, ascending. Longer rows are an InputError.
     """
 
-    def __init__(self, interpreter: Any, effective: Effective, padding_side: str) -> None:
-        self.effective = effective
-        self._runners = _runners(interpreter)
-        self.buckets = tuple(sorted(self._runners))
-        self.inputs, self.outputs = _specs(self._runners)
-        self._left = padding_side == "left"
+    def __init__(self, found: Engine, artifact: Path, threads: int, left: bool) -> None:
+        signatures = _bucket_signatures(artifact)
+        self.buckets = tuple(sorted(signatures))
+        self.inputs, self.outputs = _specs(artifact, {bucket: s for bucket, (_, s) in signatures.items()})
+        self._with_tokens = token_outputs(self.outputs)
+        self._artifact, self._left = artifact, left
         self._lock = threading.Lock()
+        self._closed = False
+        self._interpreters = BucketInterpreters(found.interpreter.Interpreter, artifact, signatures, threads)
+        self.effective = Effective(NAME, found.package, found.version, "cpu", "", "float32", threads)
 
     def run(self, feeds: Feeds) -> Outputs:
         """Run each row in its bucket. Threads take turns.
@@ -95,23 +108,35 @@ class LiteRtSession:
         for row, (start, stop) in enumerate(spans):
             fed = {name: array[row : row + 1, start:stop] for name, array in checked.items()}
             for name, value in self._run_row(fed, stop - start).items():
-                with_tokens = self._has_tokens(name)
-                if name not in outputs:
-                    tail = value.shape[2:] if with_tokens else value.shape[1:]
-                    outputs[name] = np.zeros((batch, tokens, *tail) if with_tokens else (batch, *tail), np.float32)
-                if with_tokens:
-                    outputs[name][row, start:stop] = value[0]
+                if name in self._with_tokens:
+                    whole = outputs.setdefault(name, np.zeros((batch, tokens, *value.shape[2:]), np.float32))
+                    whole[row, start:stop] = value[0]
                 else:
-                    outputs[name][row] = value[0]
+                    outputs.setdefault(name, np.zeros((batch, *value.shape[1:]), np.float32))[row] = value[0]
         return outputs
 
+    def check(self, answers: Sequence[KnownAnswer]) -> None:
+        """Run the engine for the first time, on the known answers or on one token, and keep one bucket in memory.
+
+        Raises:
+            WrongAnswerError: a known answer came out wrong.
+            EngineError: the engine cannot run the file.
+            BundleError: a known answer is of another artifact.
+        """
+        with self._interpreters.one_at_a_time():
+            check_known_answers(self, answers, self._artifact)
+            if not answers:
+                self.run({spec.name: np.ones((1, 1), np.int32) for spec in self.inputs})
+        self.effective = replace(self.effective, provider=self._interpreters.provider)
+
     def close(self) -> None:
-        """Let go of the engine's interpreter, after the call under way if there is one."""
+        """Let go of the engine's interpreters, after the call under way if there is one."""
         with self._lock:
-            self._runners = {}
+            self._closed = True
+            self._interpreters.close()
 
     def _span(self, feeds: Mapping[str, NDArray[np.int32]], row: int, tokens: int) -> tuple[int, int]:
-        """The row's tokens from the first to the last that the mask keeps; at least one."""
+        """The row's tokens without the padding on its padding side; at least one."""
         kept = np.flatnonzero(feeds[MASK][row]) if MASK in feeds else np.arange(tokens)
         if self._left:
             start, stop = (int(kept[0]) if kept.size else tokens - 1), tokens
@@ -126,20 +151,21 @@ class LiteRtSession:
 
     def _run_row(self, fed: Mapping[str, NDArray[np.int32]], length: int) -> Outputs:
         bucket = next(size for size in self.buckets if size >= length)
-        pad = (bucket - length, 0) if self._left else (0, bucket - length)
-        padded = {name: np.pad(array, ((0, 0), pad)) for name, array in fed.items()}
+        padding = TokenPadding(length, bucket, self._left)
+        padded = {name: padding.add(array) for name, array in fed.items()}
         with self._lock:
-            if not self._runners:
+            if self._closed:
                 raise EngineError("this session was closed; open the artifact again")
             try:
-                results = self._runners[bucket](**padded)
+                self._interpreters.prepare(bucket)
+            except (RuntimeError, ValueError) as error:
+                used = f"{self.effective.engine} {self.effective.engine_version}"
+                raise EngineError(f"{used} refuses {self._artifact}: {_one_line(error)}") from error
+            try:
+                results = self._interpreters.run(bucket, padded)
             except (RuntimeError, ValueError) as error:
                 raise InputError(f"LiteRT refuses the feeds: {_one_line(error)}") from error
-        cut = slice(pad[0], bucket - pad[1])
-        return {name: value[:, cut] if self._has_tokens(name) else value for name, value in results.items()}
-
-    def _has_tokens(self, name: str) -> bool:
-        return any(spec.name == name and len(spec.shape) > 2 and spec.shape[1] is None for spec in self.outputs)
+        return {name: padding.remove(v) if name in self._with_tokens else v for name, v in results.items()}
 
 
 class LiteRtRuntime:
@@ -177,21 +203,10 @@ class LiteRtRuntime:
                 "ask for device 'cpu', or take the runtime openvino for an NPU"
             )
         check_artifact_file(artifact, ".tflite", "LiteRT")
-        check_tflite(artifact)
         if found.package == FALLBACK:
             _refuse_miscomputed(artifact, found)
-        effective = Effective(NAME, found.package, found.version, "cpu", "XNNPACK", "float32", threads)
-        try:
-            with without_info_lines():
-                interpreter = found.interpreter.Interpreter(model_path=str(artifact), num_threads=threads)
-                session = LiteRtSession(interpreter, effective, options.padding_side)
-                session.run(_one_token(session))
-        except BundleError as error:
-            raise BundleError(f"{artifact}: {error}") from error
-        except (RuntimeError, ValueError, InputError) as error:
-            message = f"{found.package} {found.version} refuses {artifact}: {_one_line(error)}"
-            raise EngineError(message) from error
-        check_known_answers(session, options.known_answers, artifact)
+        session = LiteRtSession(found, artifact, threads, options.padding_side == "left")
+        session.check(options.known_answers)
         return session
 
 
@@ -210,42 +225,39 @@ def _refuse_miscomputed(artifact: Path, found: Engine) -> None:
         )
 
 
-def _runners(interpreter: Any) -> dict[int, Any]:
-    """Signature runners by token count."""
-    runners = {}
-    for key in interpreter.get_signature_list():
-        match = _SIGNATURE.fullmatch(key)
-        if match:
-            runners[int(match[1])] = interpreter.get_signature_runner(key)
-    if not runners:
-        raise BundleError("there is no signature named tokens_<T> in it; make the bundle anew")
-    return runners
+def _bucket_signatures(artifact: Path) -> dict[int, tuple[str, TfliteSignature]]:
+    """Signatures by token count, with their names."""
+    matches = [(_SIGNATURE.fullmatch(key), signature) for key, signature in read_signatures(artifact).items()]
+    found = {int(match[1]): (match[0], signature) for match, signature in matches if match}
+    if not found:
+        raise BundleError(f"{artifact} has no signature named tokens_<T>; make the bundle anew")
+    return found
 
 
-def _specs(runners: Mapping[int, Any]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def _specs(
+    artifact: Path, signatures: Mapping[int, TfliteSignature]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """What a session takes and gives, whatever the bucket: the batch and token axes are free."""
-    by_bucket = {bucket: (r.get_input_details(), r.get_output_details()) for bucket, r in sorted(runners.items())}
-    first = min(by_bucket)
-    found: list[tuple[TensorSpec, ...]] = []
-    for side in (0, 1):
-        if any(details[side].keys() != by_bucket[first][side].keys() for details in by_bucket.values()):
-            raise BundleError("its signatures differ in the names of their inputs or outputs; make the bundle anew")
-        specs = []
-        for name, detail in by_bucket[first][side].items():
-            shapes = {bucket: [int(n) for n in details[side][name]["shape"]] for bucket, details in by_bucket.items()}
-            tokens_at_1 = all(len(shape) > 1 and shape[1] == bucket for bucket, shape in shapes.items())
-            # Two axes are [1, labels] in an output, even if there happen to be as many labels as tokens.
-            free = tokens_at_1 and (side == 0 or len(shapes[first]) > 2)
-            rest = tuple(shapes[first][1:])
-            shape = (None, None, *rest[1:]) if free else (None, *rest)
-            specs.append(TensorSpec(name, np.dtype(detail["dtype"]).name, shape))
-        found.append(tuple(specs))
-    return found[0], found[1]
-
-
-def _one_token(session: LiteRtSession) -> dict[str, NDArray[np.int32]]:
-    """Feeds that make the engine build its kernels now, while its announcements are held back."""
-    return {spec.name: np.ones((1, 1), np.int32) for spec in session.inputs}
+    first = signatures[min(signatures)]
+    for bucket, signature in signatures.items():
+        fits = (
+            signature.inputs.keys() == first.inputs.keys()
+            and signature.outputs.keys() == first.outputs.keys()
+            and all(tensor == (INT32, (1, bucket)) for tensor in signature.inputs.values())
+            and all(kind == FLOAT32 and shape[:1] == (1,) for kind, shape in signature.outputs.values())
+        )
+        if not fits or not first.inputs:
+            raise BundleError(
+                f"{artifact}: the signature tokens_{bucket} does not take int32 [1, {bucket}] and give float32 [1, …] "
+                "under the names of the others; make the bundle anew"
+            )
+    inputs = tuple(TensorSpec(name, "int32", (None, None)) for name in first.inputs)
+    outputs = []
+    for name, (_, shape) in first.outputs.items():
+        # Two axes are [1, labels] in an output, even if there happen to be as many labels as tokens.
+        tokens = len(shape) > 2 and all(s.outputs[name][1][1:2] == (bucket,) for bucket, s in signatures.items())
+        outputs.append(TensorSpec(name, "float32", (None, None, *shape[2:]) if tokens else (None, *shape[1:])))
+    return inputs, tuple(outputs)
 
 
 def _one_line(error: Exception) -> str:

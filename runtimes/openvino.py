@@ -17,8 +17,10 @@ from .contract import Availability, Effective, Feeds, OpenOptions, Outputs, Tens
 from .feeds import checked_feeds
 from .known_answers import check_known_answers
 from .threads import thread_count
+from .token_padding import TokenPadding, rounded_tokens, token_outputs
 
 NAME = "openvino"
+MOST_ROWS = 8
 _DEVICES = {"cpu": "CPU", "npu": "NPU"}
 _REFUSALS = (RuntimeError, UnicodeDecodeError)  # the latter where a message quotes bytes of a damaged file
 _DTYPES = {"i32": "int32", "f32": "float32"}
@@ -53,12 +55,16 @@ class OpenVinoSession:
     """A model compiled by OpenVINO; see :class:`~edgescribe.runtimes.contract.GraphSession`.
 
     Threads take turns on as many inference requests as the engine calls optimal (one, for latency).
+    The engine keeps kernels for each shape that it has seen, over a megabyte for one of a small student, so
+    token counts are rounded up where the student's most is known, and batches are run in powers of two.
     """
 
-    def __init__(self, compiled: Any, effective: Effective) -> None:
+    def __init__(self, compiled: Any, effective: Effective, options: OpenOptions) -> None:
         self.effective = effective
+        self._most, self._left = options.max_tokens or 0, options.padding_side == "left"
         self.inputs = tuple(_spec(port) for port in compiled.inputs)
         self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        self._with_tokens = token_outputs(self.outputs)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))):
             self._requests.put(compiled.create_infer_request())
@@ -72,8 +78,8 @@ class OpenVinoSession:
             self._requests.put(None)  # for the next thread that waits
             raise EngineError("this session was closed; open the artifact again")
         try:
-            results = request.infer(checked)
-            return {spec.name: np.array(results[index]) for index, spec in enumerate(self.outputs)}
+            parts = [self._infer(request, checked, rows) for rows in _powers_of_two(len(next(iter(checked.values()))))]
+            return parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
         except _REFUSALS as error:
             raise InputError(f"OpenVINO refuses the feeds: {_last_line(error)}") from error
         finally:
@@ -86,6 +92,16 @@ class OpenVinoSession:
         if not self._closed.is_set():
             self._closed.set()
             self._drop_idle_requests()
+
+    def _infer(self, request: Any, feeds: Feeds, rows: slice) -> Outputs:
+        tokens = next(iter(feeds.values())).shape[1]
+        padding = TokenPadding(tokens, rounded_tokens(tokens, self._most), self._left)
+        results = request.infer({name: padding.add(array[rows]) for name, array in feeds.items()})
+        outputs = {}
+        for index, spec in enumerate(self.outputs):
+            value = results[index]
+            outputs[spec.name] = np.array(padding.remove(value) if spec.name in self._with_tokens else value)
+        return outputs
 
     def _drop_idle_requests(self) -> None:
         try:
@@ -134,12 +150,22 @@ class OpenVinoRuntime:
         effective = _effective(module, compiled, threads)
         if effective.device != options.device:
             raise EngineError(f"OpenVINO runs {artifact} on {effective.provider} instead of {device}")
-        session = OpenVinoSession(compiled, effective)
+        session = OpenVinoSession(compiled, effective, options)
         check_known_answers(session, options.known_answers, artifact)
         return session
 
 
 RUNTIME = OpenVinoRuntime()
+
+
+def _powers_of_two(batch: int) -> list[slice]:
+    """Rows of a batch in runs of 8, 4, 2 and 1."""
+    runs, start = [], 0
+    while start < batch:
+        size = 1 << (min(batch - start, MOST_ROWS).bit_length() - 1)
+        runs.append(slice(start, start + size))
+        start += size
+    return runs
 
 
 def _device(core: Any, asked: str) -> str:

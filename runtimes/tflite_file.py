@@ -7,13 +7,14 @@ offset is checked against the file's size, so that a damaged file gives an error
 
 from __future__ import annotations
 
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
 
-FLOAT32, UINT8, INT8, INT4 = 0, 3, 9, 17
+FLOAT32, INT32, UINT8, INT8, INT4 = 0, 2, 3, 9, 17
 _IDENTIFIER = b"TFL3"
 _FULLY_CONNECTED = 9
 _PRODUCTS = {3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", _FULLY_CONNECTED: "FULLY_CONNECTED", 126: "BATCH_MATMUL"}
@@ -38,13 +39,28 @@ class TfliteOperator:
     inputs: tuple[TfliteTensor | None, ...]
 
 
-def check_tflite(path: Path) -> None:
-    """Check that the file is a ``.tflite`` whose tables and buffers lie within it.
+@dataclass(frozen=True)
+class TfliteSignature:
+    """A signature's inputs and outputs: the schema's type number and the shape by name.
+
+    ``alone``: bytes to write at positions of the file, in place, to leave this signature with its subgraph as
+    the only one.
+    """
+
+    inputs: dict[str, tuple[int, tuple[int, ...]]]
+    outputs: dict[str, tuple[int, tuple[int, ...]]]
+    alone: tuple[tuple[int, bytes], ...]
+
+
+def read_signatures(path: Path) -> dict[str, TfliteSignature]:
+    """The signatures by key, after a check that the tables and buffers lie within the file.
 
     Raises:
-        BundleError: it is not, or it was cut off.
+        BundleError: the file is not a ``.tflite``, or it is damaged or was cut off.
     """
-    _File(path).buffer_sizes()
+    with _File(path) as file:
+        file.buffer_sizes()
+        return file.signatures()
 
 
 def read_operators(path: Path) -> tuple[TfliteOperator, ...]:
@@ -53,7 +69,8 @@ def read_operators(path: Path) -> tuple[TfliteOperator, ...]:
     Raises:
         BundleError: the file is not a ``.tflite`` or is damaged.
     """
-    return _File(path).operators()
+    with _File(path) as file:
+        return file.operators()
 
 
 def float_activation_products(operators: tuple[TfliteOperator, ...]) -> tuple[str, ...]:
@@ -80,12 +97,21 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._data = path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror}; check the bundle's folder") from error
+            with path.open("rb") as file:
+                # Mapped, so that the constants, nearly all of the file, never come into memory.
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read: {error}; check the bundle's folder") from error
         if self._data[4:8] != _IDENTIFIER:
+            self._data.close()
             raise BundleError(f"{path} is not a LiteRT model (no {_IDENTIFIER.decode()} mark); copy the bundle anew")
         self._model = self._number("<I", 0)
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._data.close()
 
     def buffer_sizes(self) -> list[int]:
         """Bytes of each buffer of constants."""
@@ -117,15 +143,49 @@ class _File:
                 found.append(TfliteOperator(codes[code], tuple(tensors[p] if p >= 0 else None for p in picks)))
         return tuple(found)
 
+    def signatures(self) -> dict[str, TfliteSignature]:
+        graphs, signatures = self._tables(self._model, 2), self._tables(self._model, 7)
+        graphs_at, signatures_at = self._child(self._model, 2), self._child(self._model, 7)
+        found = {}
+        for table in signatures:
+            index_at = self._place(table, 4)
+            index = self._number("<I", index_at) if index_at else 0
+            if index >= len(graphs):
+                raise self._damaged()
+            tensors = self._tables(graphs[index], 0)
+            # A vector is its length and then distances, each from its own place to a table.
+            alone = [
+                (graphs_at, struct.pack("<II", 1, graphs[index] - graphs_at - 4)),
+                (signatures_at, struct.pack("<II", 1, table - signatures_at - 4)),
+            ]
+            if index_at:
+                alone.append((index_at, struct.pack("<I", 0)))
+            inputs, outputs = (self._tensor_map(table, field, tensors) for field in (0, 1))
+            found[self._text(table, 2)] = TfliteSignature(inputs, outputs, tuple(alone))
+        return found
+
+    def _tensor_map(self, signature: int, field: int, tensors: list[int]) -> dict[str, tuple[int, tuple[int, ...]]]:
+        found = {}
+        for entry in self._tables(signature, field):
+            index = self._scalar(entry, 1, "<I")
+            if index >= len(tensors):
+                raise self._damaged()
+            start, count = self._vector(tensors[index], 0, 4)
+            shape = struct.unpack_from(f"<{count}i", self._data, start) if count else ()
+            found[self._text(entry, 0)] = (self._scalar(tensors[index], 1, "<b"), tuple(shape))
+        return found
+
+    def _text(self, table: int, field: int) -> str:
+        start, count = self._vector(table, field, 1)
+        return self._data[start : start + count].decode("utf-8", "replace")
+
     def _tensor(self, table: int, sizes: list[int]) -> TfliteTensor:
         buffer = self._scalar(table, 2, "<I")
         if buffer >= len(sizes):
             raise self._damaged()
-        start, count = self._vector(table, 3, 1)
-        name = self._data[start : start + count].decode("utf-8", "replace")
         grid = self._child(table, 4)
         custom = bool(grid) and self._scalar(grid, 4, "<B") != 0
-        return TfliteTensor(name, self._scalar(table, 1, "<b"), sizes[buffer] > 0, custom)
+        return TfliteTensor(self._text(table, 3), self._scalar(table, 1, "<b"), sizes[buffer] > 0, custom)
 
     def _tables(self, table: int, field: int) -> list[int]:
         start, count = self._vector(table, field, 4)
