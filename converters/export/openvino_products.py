@@ -7,7 +7,11 @@
   which the product takes in as its last steps. (A second quantise and dequantise is correct too, but the passes
   then carry int8 through the transposes of attention, which have no fast int8 form: 14 % slower.)
 - dynamic: each token is divided by its own largest magnitude / 127, rounded by an int8 ``FakeQuantize``, and the
-  product multiplied by it again: i8 x i8. It needs no option of the plugin, and no processor of a special kind.
+  product multiplied by it again: i8 x i8. (As fast as the plugin's own dynamic quantisation at its best, which
+  depends on an option, takes other grids and is not to be seen in the compiled graph.)
+
+On x86 processors without VNNI the plugin's int8 kernels add pairs of products in 16 bits, which saturate: sums of
+large activations with large weights come out too small, and AVX2's are slower than float32's. Take ``fp32`` there.
 
 Names that :mod:`~edgescribe.converters.export.openvino` reads back: constants ``weight:<matrix>``,
 ``scales:<matrix>``, ``scale:input:<site>``, ``zero point:input:<site>``, ``scale:output:<site>``; ``Clamp`` nodes
