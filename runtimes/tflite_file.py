@@ -52,6 +52,15 @@ class TfliteSignature:
     alone: tuple[tuple[int, bytes], ...]
 
 
+def check_tflite(path: Path) -> None:
+    """Check that the file is a ``.tflite`` whose tables and buffers lie within it.
+
+    Raises:
+        BundleError: it is not, or it was damaged or cut off.
+    """
+    read_signatures(path)
+
+
 def read_signatures(path: Path) -> dict[str, TfliteSignature]:
     """The signatures by key, after a check that the tables and buffers lie within the file.
 

@@ -159,6 +159,7 @@ def _open_first(bundle: Bundle, candidates: list[Candidate], threads: int, cache
             threads=threads or candidate.threads,
             cache_dir=cache_dir,
             padding_side=bundle.manifest.tokenizer.padding_side,
+            max_tokens=bundle.manifest.tokenizer.max_tokens,
             known_answers=known_answers(artifact),
         )
         try:

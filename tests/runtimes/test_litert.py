@@ -13,9 +13,9 @@ from edgescribe.errors import BundleError, EngineError, InputError, WrongAnswerE
 from edgescribe.runtimes.contract import KnownAnswer, OpenOptions
 from edgescribe.runtimes.litert import RUNTIME, LiteRtSession
 from edgescribe.runtimes.tflite_file import (
+    check_tflite,
     float_activation_products,
     read_operators,
-    read_signatures,
     small_or_blockwise_tensors,
 )
 from hypothesis import given, settings
@@ -150,6 +150,6 @@ def test_reading_a_damaged_file_gives_an_error_that_names_it_or_nothing(
         data[place % len(data)] ^= 1 << bit
     path = tmp_path_factory.mktemp("damaged") / "damaged.tflite"
     path.write_bytes(data if kept is None else data[: int(kept * len(data))])
-    for read in (read_signatures, read_operators):
+    for read in (check_tflite, read_operators):
         with contextlib.suppress(BundleError):
             read(path)

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from edgescribe.runtimes.contract import OpenOptions
 from edgescribe.runtimes.registry import open_artifact
 from edgescribe.runtimes.token_padding import TokenPadding, rounded_tokens
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 @given(tokens=st.integers(1, 600), most=st.integers(0, 600))
