@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import edgescribe
@@ -88,6 +89,29 @@ def test_outputs_are_the_students(small_bundle: Path) -> None:
     np.testing.assert_array_equal(found.values, expected)
     assert found.values.dtype == np.float32
     assert found.lengths.tolist() == lengths
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "litert"])
+def test_every_runtime(three_runtimes: Path, runtime: str) -> None:
+    report = measure_process(three_runtimes, runtime, tokens=9, threads=1, effort=BRIEF)
+    assert (report.effective.runtime, report.tokens, report.samples) == (runtime, 9, 5)
+    texts = ["a patch for the network", "sound"]
+    found = outputs_of(three_runtimes, texts, runtime, threads=1)
+    with edgescribe.load(three_runtimes, runtime=runtime, threads=1) as student:
+        np.testing.assert_allclose(found.values, student.logits(texts), atol=1e-5)
+        assert report.disk_mib == student.info.disk_mib
+
+
+def test_outputs_of_embeddings_and_tags(bundle_of: Callable[[str], Path]) -> None:
+    texts = ["a patch for the network", "sound"]
+    vectors = outputs_of(bundle_of("embed"), texts)
+    with edgescribe.load(bundle_of("embed")) as student:
+        np.testing.assert_allclose(vectors.values, student.embed(texts), atol=1e-5)
+    tags = outputs_of(bundle_of("tag"), texts)
+    assert tags.values.shape[0] == tags.lengths.sum()
+    with edgescribe.load(bundle_of("tag")) as student:
+        assert tags.values.shape[1] == len(student.info.labels)
+        assert tags.lengths.tolist() == [len(tokens.ids) for tokens in student.tokenizer.tokenize(texts)]
 
 
 def test_outputs_of_nothing(small_bundle: Path) -> None:
