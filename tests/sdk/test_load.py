@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,21 @@ def test_a_cache_folder(three_runtimes: Path, tmp_path: Path) -> None:
         for _ in range(2):
             with load(three_runtimes, runtime=runtime, cache_dir=tmp_path / runtime) as student:
                 assert student.classify("kernel").label in student.info.labels
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_eight_threads_on_each_runtime(three_runtimes: Path, runtime: str) -> None:
+    texts = ["kernel driver", "chess", "", "game " * 40, "Linux in Paris."]
+    with load(three_runtimes, runtime=runtime, threads=1) as student:
+        alone = [student.classify(text) for text in texts]
+
+        def work(number: int) -> None:
+            for turn in range(15):
+                index = (number + turn) % len(texts)
+                assert student.classify(texts[index]) == alone[index]
+                together = student.classify(texts, batch_size=1 + turn % 3)
+                np.testing.assert_allclose([r.score for r in together], [r.score for r in alone], atol=1e-4)
+
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(work, number) for number in range(8)]:
+                done.result()
