@@ -187,6 +187,8 @@ def _config(device: str, threads: int, cache_dir: Path | None) -> dict[str, Any]
     if device == "CPU":
         # Left to itself it computes in bfloat16 or float16 where the processor can.
         config |= {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        # A thread tied to a core waits while another process has it: twice the latency on a busy machine.
+        config |= {"ENABLE_CPU_PINNING": False}
     if cache_dir is not None:
         config["CACHE_DIR"] = str(cache_dir)
     return config
