@@ -80,7 +80,7 @@ class TorchGraph(nn.Module):
             raise ValueError(f"no fake quantisation for {precision!r}")
         self.student, self.precision, self.dropout = student, precision, dropout
         self.anatomy, self.shape = student.anatomy, student.shape
-        self.layout = self.anatomy.parameters_of(student.task, self.shape.layers)
+        self.layout = self.anatomy.layout(student.task, self.shape)
         self.weights = nn.ParameterDict(
             {self._key(name): nn.Parameter(tensor.detach().clone().float()) for name, tensor in student.state.items()}
         )
@@ -138,6 +138,21 @@ class TorchGraph(nn.Module):
     def weight(self, name: str) -> nn.Parameter:
         """The parameter of a full checkpoint name."""
         return self.weights[self._key(name)]
+
+    def quantizer_state(self) -> dict[str, torch.Tensor]:
+        """The activation grids as tensors by name, for a checkpoint."""
+        return {name: value for name, value in self.state_dict().items() if name.startswith(("inputs.", "outputs."))}
+
+    def load_quantizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take grids from :meth:`quantizer_state`.
+
+        Raises:
+            KeyError: grids that this graph does not have, or lacks.
+        """
+        wanted = self.quantizer_state()
+        if set(wanted) != set(state):
+            raise KeyError(f"grids {sorted(set(wanted) ^ set(state))[:3]}")
+        self.load_state_dict(dict(state), strict=False)
 
     def start_quantizers(self) -> None:
         """End calibration: every static grid is set from what it observed."""
@@ -290,10 +305,12 @@ class TorchGraph(nn.Module):
         places = torch.arange(self._feeds["input_ids"].shape[1])
         return places[None, :] - places[:, None]
 
-    def relative_bias(self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> torch.Tensor:
+    def relative_bias(
+        self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]], factor: float = 1.0
+    ) -> torch.Tensor:
         """See GraphBuilder."""
         buckets = torch.from_numpy(bucket_of(self._offsets().numpy()))
-        return self.weight(table)[buckets].permute(2, 0, 1)[None]
+        return self.weight(table)[buckets].permute(2, 0, 1)[None] * factor
 
     def relative_scores(
         self, query: torch.Tensor, weight: str, basis: Callable[[NDArray[np.int64]], NDArray[np.float32]], heads: int

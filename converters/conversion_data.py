@@ -1,0 +1,96 @@
+"""A user's data files as conversion needs them: texts with class numbers, and examples of any task's students."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..sdk.labelled_text import DataReport, Row, read_rows
+from .anatomy import Task
+from .distillation import UNLABELLED
+from .student import Student
+from .training_data import Example, make_examples, make_tag_examples
+
+COLUMNS: dict[str, tuple[str, ...]] = {"classify": ("text", "label"), "tag": ("text", "tags"), "embed": ("text",)}
+HELD_OUT = 0.1
+"""Share of the training rows that is kept for validation where no validation file is given."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of one file. ``labels``: a class name for each text, or one for each word; empty for ``embed``."""
+
+    task: Task
+    texts: list[str]
+    labels: list[tuple[str, ...]]
+    sha256: str
+
+    def names(self) -> tuple[str, ...]:
+        """All class or tag names, sorted."""
+        return tuple(sorted({name for row in self.labels for name in row}))
+
+    def part(self, numbers: Sequence[int]) -> Texts:
+        """Some of the rows."""
+        labels = [self.labels[number] for number in numbers] if self.labels else []
+        return Texts(self.task, [self.texts[number] for number in numbers], labels, self.sha256)
+
+
+def read_texts(path: Path, task: Task, warn: Callable[[str], None] | None = None) -> Texts:
+    """Read a data file for a task; texts are held in memory, since training goes over them many times.
+
+    Raises:
+        DataError: missing, unreadable, without the columns the task needs, too many bad rows, or empty.
+    """
+    report = DataReport()
+    rows: list[Row] = list(read_rows(path, COLUMNS[task], report))
+    if not rows:
+        raise DataError(f"{path} holds no usable rows; the task {task} needs {' and '.join(COLUMNS[task])}")
+    if report.bad and warn is not None:
+        warn(f"{path}: {report.summary()}")
+    labels: list[tuple[str, ...]] = []
+    if task == "classify":
+        labels = [(row.label or "",) for row in rows]
+    elif task == "tag":
+        labels = [row.tags for row in rows]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Texts(task, [row.text for row in rows], labels, digest)
+
+
+def hold_out(texts: Texts, seed: int) -> tuple[Texts, Texts]:
+    """Split training rows into those to train on and those to validate on."""
+    order = np.random.default_rng(seed).permutation(len(texts.texts)).tolist()
+    count = max(1, round(len(order) * HELD_OUT))
+    if count >= len(order):
+        raise DataError("there is just one training row; give more, or a validation file as well")
+    return texts.part(sorted(order[count:])), texts.part(sorted(order[:count]))
+
+
+def check_labels(texts: Texts, known: Sequence[str], path: Path) -> None:
+    """See that every label of a file is one that the student knows.
+
+    Raises:
+        DataError: names the labels that are not.
+    """
+    strange = sorted(set(texts.names()) - set(known))
+    if strange:
+        raise DataError(
+            f"{path} has labels that the student does not know: {', '.join(strange[:5])}"
+            f"{' …' if len(strange) > 5 else ''}; it knows {', '.join(list(known)[:30])}"
+        )
+
+
+def examples_of(
+    texts: Texts, student: Student, teacher: Student | None = None, max_tokens: int | None = None
+) -> list[Example]:
+    """Examples for training or scoring a student of the texts' task."""
+    number = {name: index for index, name in enumerate(student.labels)}
+    if texts.task == "tag":
+        tags = [[number.get(name, UNLABELLED) for name in row] for row in texts.labels]
+        return make_tag_examples(student, texts.texts, tags, teacher, max_tokens)
+    labels = [number.get(row[0], UNLABELLED) for row in texts.labels] if texts.task == "classify" else None
+    return make_examples(student, texts.texts, labels, teacher, max_tokens)
