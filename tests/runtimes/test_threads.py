@@ -1,4 +1,4 @@
-"""Cores that a process may really use, on trees laid out as the kernel lays them out."""
+"""The number of threads of a session."""
 
 from __future__ import annotations
 
@@ -7,67 +7,38 @@ from pathlib import Path
 
 import pytest
 from edgescribe.errors import UsageError
-from edgescribe.runtimes.threads import thread_count, usable_cores
+from edgescribe.runtimes.threads import thread_count
 
 
-def write(root: Path, path: str, text: str) -> None:
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    (root / path).write_text(text + "\n")
-
-
-@pytest.fixture
-def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-
-
-@pytest.mark.usefixtures("eight_cpus")
-def test_hyper_threads_count_once(tmp_path: Path) -> None:
-    for cpu in range(8):
-        write(tmp_path, f"sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list", f"{cpu % 3},{cpu % 3 + 3}")
-    assert usable_cores(tmp_path) == 3
-
-
-@pytest.mark.usefixtures("eight_cpus")
-def test_without_topology_each_cpu_is_a_core_and_four_threads_are_the_most(tmp_path: Path) -> None:
-    assert usable_cores(tmp_path) == 8
-    assert thread_count(0, tmp_path) == 4
-    assert thread_count(6, tmp_path) == 6
-
-
-@pytest.mark.usefixtures("eight_cpus")
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"proc/self/cgroup": "0::/app/inner", "sys/fs/cgroup/app/cpu.max": "250000 100000"}, 2),
-        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
-        ({"proc/self/cgroup": "0::/../elsewhere", "sys/fs/cgroup/cpu.max": "300000 100000"}, 3),
-        ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "max 100000"}, 8),
-        (
-            {
-                "proc/self/cgroup": "4:memory:/x\n3:cpu,cpuacct:/app",
-                "sys/fs/cgroup/cpu/app/cpu.cfs_quota_us": "300000",
-                "sys/fs/cgroup/cpu/app/cpu.cfs_period_us": "100000",
-            },
-            3,
-        ),
-        (
-            {
-                "proc/self/cgroup": "3:cpu,cpuacct:/app",
-                "sys/fs/cgroup/cpu/app/cpu.cfs_quota_us": "-1",
-                "sys/fs/cgroup/cpu/app/cpu.cfs_period_us": "100000",
-            },
-            8,
-        ),
-        ({"proc/self/cgroup": "nonsense", "sys/fs/cgroup/cpu.max": "what 0"}, 8),
-    ],
-)
-def test_cgroup_quotas_limit(tmp_path: Path, files: dict[str, str], cores: int) -> None:
-    for path, text in files.items():
-        write(tmp_path, path, text)
-    assert usable_cores(tmp_path) == cores
-
-
-def test_this_machine_has_a_core() -> None:
-    assert 1 <= thread_count() <= 4
+def test_what_was_asked_is_taken() -> None:
+    assert thread_count(7) == 7
     with pytest.raises(UsageError, match="-3"):
         thread_count(-3)
+
+
+def test_unasked_it_is_what_this_machine_grants() -> None:
+    assert 1 <= thread_count() <= min(4, os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(("quota", "threads"), [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 4)])
+def test_a_quota_limits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for cpu in range(8):
+        topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        topology.mkdir(parents=True)
+        (topology / "core_id").write_text(f"{cpu}\n")
+        (topology / "physical_package_id").write_text("0\n")
+        (topology / "core_cpus_list").write_text(f"{cpu}\n")
+    for path, text in {
+        "proc/self/cgroup": "0::/app",
+        "sys/fs/cgroup/cgroup.controllers": "cpu memory",
+        "sys/fs/cgroup/app/cpu.max": quota,
+        "sys/devices/system/cpu/online": "0-7",
+        "sys/devices/system/cpu/present": "0-7",
+        "proc/cpuinfo": "".join(f"processor\t: {cpu}\nflags\t\t: avx2\n\n" for cpu in range(8)),
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text + "\n")
+    assert thread_count(0, tmp_path) == threads
