@@ -6,8 +6,8 @@ The forms below were the fastest of those tried on ONNX Runtime 1.31 (batch 1, 1
   neighbours with equal grids pass integers on. int8 activations would fall to reference kernels on x86-64.
 - dynamic: DynamicQuantizeLinear (one range for the whole tensor) with com.microsoft MatMulIntegerToFloat; linear
   layers that read the same value share its quantisation. MatMulNBits (a range for each block) took twice as long.
-- attention: heads are moved to the front while still uint8; ONNX's Attention on four axes with an additive mask was
-  4 % of the whole faster than separate products and softmax, and MultiHeadAttention slower than both.
+- attention: query, key and value are cut apart while still uint8; ONNX's Attention with an additive mask took four
+  fifths of the time of separate products and softmax, and MultiHeadAttention more than both.
 - layer norms: Add and LayerNormalization on two axes; SkipLayerNormalization was several times slower.
 
 On x86-64 without VNNI, ONNX Runtime's uint8 x int8 kernels add pairs of products in saturating 16 bits: there a
@@ -229,8 +229,12 @@ class OnnxGraph:
         return self.writer.stored(name, self.vector(name).reshape(-1))
 
     def vector(self, name: str) -> NDArray[np.float32]:
-        """A small parameter, in float32."""
-        vector = self.weights.vectors.get(name)
+        """A small parameter, or a small table of relative positions or segments, in float32."""
+        vector: NDArray[np.float32] | QuantizedTable | None = self.weights.vectors.get(name)
+        if vector is None:
+            vector = self.weights.tables.get(name.removesuffix(".weight"))
+        if isinstance(vector, QuantizedTable):
+            return vector.dequantized()
         if vector is None:
             raise StudentError(f"the weights hold no vector {name!r}; its name in the family's program is wrong")
         return np.asarray(vector, np.float32)
@@ -289,11 +293,9 @@ class OnnxGraph:
     ) -> Hidden:
         """See GraphBuilder."""
         scale = (query.width // heads) ** -0.5 if scale is None else scale
-        parts = [self.heads(part, heads) for part in (query, key, value)]
-        penalty = self._penalty(mask, bias, scale, query.layout == "tokens")
-        context = self.writer.node("Attention", [*parts, penalty], scale=scale)
-        if query.layout == "tokens":
-            context = self.writer.node("Transpose", [context], perm=[0, 2, 1, 3])
+        inputs = [self._cube(part) for part in (query, key, value)]
+        inputs.append(self._penalty(mask, bias, scale, query.layout == "tokens"))
+        context = self.writer.node("Attention", inputs, q_num_heads=heads, kv_num_heads=heads, scale=scale)
         return Hidden(query.layout, value.width, self.reshaped(context, -1, value.width))
 
     def _penalty(self, mask: Integers, bias: Scores | None, scale: float, every_token: bool) -> str:
@@ -319,30 +321,34 @@ class OnnxGraph:
 
         return self.kept(("padding", mask.name, bias.name, scale), with_bias)
 
-    def heads(self, x: Hidden, heads: int) -> str:
-        """Float32 ``[B, H, Tq, D]`` of a hidden value; the parts of one product are moved together, as uint8."""
-        width = x.width // heads
+    def _cube(self, x: Hidden) -> str:
+        """Float32 ``[B, Tq, W]``; the parts of one product are cut apart while they are still uint8."""
         joined = x.joined
-        if joined is None:
-            return self._moved(x, heads, width)
-        if heads not in joined.heads:
-            whole = self._moved(joined.value, joined.parts * heads, width)
-            joined.heads[heads] = self.writer.node_of("Split", [whole], joined.parts, axis=1, num_outputs=joined.parts)
-        return joined.heads[heads][x.part]
+        if joined is None or x.layout != "tokens":
+            return self.reshaped(self.real(x), -1, 0 if x.layout == "tokens" else 1, x.width)
+        grid = joined.value.grid
+        if not joined.cubes:
+            whole = joined.value.integers[grid] if grid is not None else self.real(joined.value)
+            wide = self.reshaped(whole, -1, 0, joined.value.width)
+            joined.cubes = self.writer.node_of("Split", [wide], joined.parts, axis=2, num_outputs=joined.parts)
+        return joined.cubes[x.part] if grid is None else self.dequantized(joined.cubes[x.part], grid)
 
-    def _moved(self, x: Hidden, heads: int, width: int) -> str:
-        source = x.integers[x.grid] if x.grid is not None and x.real is None else self.real(x)
-        if x.layout == "tokens":
-            cube = self.reshaped(source, -1, 0, heads, width)
-            moved = self.writer.node("Transpose", [cube], perm=[0, 2, 1, 3])
-        else:
-            moved = self.reshaped(source, -1, heads, 1, width)
-        return self.dequantized(moved, x.grid) if x.grid is not None and x.real is None else moved
+    def heads(self, x: Hidden, heads: int) -> str:
+        """Float32 ``[B, H, T, D]`` of a hidden value of every token."""
+        source = self.real(x)
+
+        def make() -> str:
+            split = self.reshaped(source, -1, 0, heads, x.width // heads)
+            return self.writer.node("Transpose", [split], perm=[0, 2, 1, 3])
+
+        return self.kept(("heads", source), make)
 
     # Positions relative to each other
-    def relative_bias(self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Scores:
+    def relative_bias(
+        self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]], factor: float = 1.0
+    ) -> Scores:
         """See GraphBuilder."""
-        return relative.bias(self, self.vector(table), bucket_of)
+        return relative.bias(self, self.vector(table) * np.float32(factor), bucket_of)
 
     def relative_scores(
         self, query: Hidden, weight: str, basis: Callable[[NDArray[np.int64]], NDArray[np.float32]], heads: int

@@ -20,12 +20,15 @@ Layout = Literal["tokens", "text", "places", "vector"]
 
 @dataclass
 class Joined:
-    """The results of linear layers that ran as one product, side by side: ``[rows, parts * width]``."""
+    """The results of linear layers that ran as one product, side by side: ``[rows, parts * width]``.
+
+    ``rows`` are the parts; ``cubes`` name them as ``[B, T, width]``, in the form that ``value`` was made in.
+    """
 
     parts: int
     value: Hidden
     rows: list[Hidden] = field(default_factory=list)
-    heads: dict[int, list[str]] = field(default_factory=dict)
+    cubes: list[str] = field(default_factory=list)
 
 
 @dataclass
