@@ -32,7 +32,7 @@ from edgescribe.converters.training_data import make_examples
 MAX_TOKENS = 128
 SHAPE = Pruning(layers=4, hidden=192, neurons=768, positions=256, vocabulary=8000)
 TEACHER = TrainingSettings(epochs=3, learning_rate=1e-4, dropout=0.1, losses=DistillationWeights(labels=1.0))
-STUDENT = TrainingSettings(epochs=4, learning_rate=6e-4, batch_size=48, losses=DistillationWeights())
+STUDENT = TrainingSettings(epochs=3, learning_rate=8e-4, batch_size=32, losses=DistillationWeights())
 
 
 def read_rows(folder: Path, name: str) -> list[dict[str, str]]:
