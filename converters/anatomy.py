@@ -12,12 +12,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import StudentError
 from .graph import GraphBuilder
 
 Task = Literal["classify", "tag", "embed"]
-Role = Literal["vocabulary", "positions", "types", "embedding", "hidden", "heads", "neurons", "labels", "fixed"]
-"""What an axis counts. ``heads`` counts heads x head width (heads of one layer lie one after the other)."""
+Role = Literal[
+    "vocabulary", "positions", "types", "embedding", "hidden", "heads", "head", "head_width", "sinusoids", "neurons",
+    "labels", "fixed",
+]  # fmt: skip
+"""What an axis counts.
+
+``heads`` counts heads x head width (heads of one layer lie one after the other), ``head`` heads alone and
+``head_width`` the width of one. ``sinusoids`` counts sine waves, as many as the hidden width, whose frequencies
+depend on that width (XLNet's relative positions).
+"""
 
 FAMILIES = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlnet")
 
@@ -28,7 +39,8 @@ class Shape:
 
     ``embedding`` is the width of the embedding tables (equal to ``hidden`` but in ALBERT and ELECTRA);
     ``activation`` one of :data:`~edgescribe.converters.graph.ActivationKind`; ``position_offset`` the row of the
-    first token's position (RoBERTa and MPNet: padding index + 1).
+    first token's position (RoBERTa and MPNet: padding index + 1); ``variant`` holds words for whatever else in a
+    configuration changes the family's program (XLNet's kinds of summary).
     """
 
     layers: int
@@ -42,6 +54,7 @@ class Shape:
     activation: Any
     eps: float
     position_offset: int = 0
+    variant: tuple[str, ...] = ()
 
     @property
     def head_width(self) -> int:
@@ -56,13 +69,14 @@ class Parameter:
     ``matrix`` tells how a linear layer's weight is stored: ``out_in`` (torch's), or for XLNet ``in_heads``
     (``[in, H, D]``) and ``out_heads`` (``[out, H, D]``).
     ``kind``: ``matrix`` and ``bias`` of linear layers, ``table`` of embeddings, ``norm`` (gain and bias of a layer
-    norm), ``vector`` for anything else.
+    norm), ``vector`` for anything else. ``when`` tells from the sizes whether a checkpoint has it; None: always.
     """
 
     name: str
     axes: tuple[Role, ...]
     kind: Literal["matrix", "bias", "table", "norm", "vector"]
     matrix: Literal["out_in", "in_heads", "out_heads"] = "out_in"
+    when: Callable[[Shape], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,10 @@ class Anatomy:
         layer_prefix: what the names of one layer begin with, with ``{layer}``.
         padding_side: where padding goes.
         projection: how the name of the weight ends that projects embeddings to the hidden width, if there can be one.
+        fixed_ids: token ids whose numbers transformers' code has built in (MPNet: padding is 1); no token below them
+            leaves the vocabulary.
+        sinusoids: for a family with axes of that role, maps a hidden width to the function from offsets ``[n]`` to
+            sinusoids ``[n, width]``.
         ignored: patterns of tensors that play no part in the tasks served here.
     """
 
@@ -97,10 +115,12 @@ class Anatomy:
     shared_layers: bool = False
     padding_side: Literal["left", "right"] = "right"
     projection: str | None = None
+    fixed_ids: tuple[int, ...] = ()
+    sinusoids: Callable[[int], Callable[[NDArray[np.int64]], NDArray[np.float32]]] | None = None
     ignored: tuple[str, ...] = field(default=())
 
     def parameters_of(self, task: Task, layers: int) -> dict[str, Parameter]:
-        """Every tensor of a student by its full checkpoint name, ``{layer}`` written out for ``layers`` layers."""
+        """Every tensor that a student can have by its full checkpoint name, ``{layer}`` written out for all layers."""
         prefix = "" if task == "embed" else self.prefix
         found: dict[str, Parameter] = {}
         for parameter in self.parameters:
@@ -111,8 +131,19 @@ class Anatomy:
             found[parameter.name] = parameter
         return found
 
+    def layout(self, task: Task, shape: Shape) -> dict[str, Parameter]:
+        """The tensors that a student of these sizes has, by full checkpoint name."""
+        found = self.parameters_of(task, shape.layers)
+        return {name: each for name, each in found.items() if each.when is None or each.when(shape)}
+
+    @property
+    def heads_are_tied(self) -> bool:
+        """Whether a head of one layer is the same number's head in all others (a bias for each head, used by all)."""
+        found = [each for each in self.parameters if "{layer}" not in each.name]
+        return not self.shared_layers and any({"head", "heads"} & set(each.axes) for each in found)
+
     def embedding_follows_hidden(self, names: Mapping[str, Any]) -> bool:
-        """Whether the embedding tables lie right on the hidden width, no projection between them (``names``: weights)."""
+        """Whether the embedding tables lie right on the hidden width, without a projection (``names``: the weights)."""
         return self.projection is None or not any(name.endswith(self.projection) for name in names)
 
     def is_ignored(self, name: str) -> bool:

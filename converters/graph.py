@@ -111,8 +111,14 @@ class GraphBuilder(Protocol):
         ...
 
     # Positions relative to each other
-    def relative_bias(self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Value:
-        """``[1, H, T, T]`` with ``[0, h, i, j] = table[bucket_of(j - i), h]``; ``table`` is ``[buckets, H]``."""
+    def relative_bias(
+        self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]], factor: float = 1.0
+    ) -> Value:
+        """``[1, H, T, T]`` with ``[0, h, i, j] = factor * table[bucket_of(j - i), h]``.
+
+        ``table``, ``[buckets, H]``, is a float parameter by its full name. ``factor`` undoes the scale of
+        :meth:`attention` where a family adds the bias after scaling.
+        """
         ...
 
     def relative_scores(

@@ -214,7 +214,7 @@ def _fit(
     seed: int,
 ) -> dict[str, torch.Tensor]:
     """The tensors that the task needs, named as its architecture names them, heads made where there are none."""
-    wanted = anatomy.parameters_of(task, shape.layers)
+    wanted = anatomy.layout(task, shape)
     prefix = anatomy.prefix
     if task == "embed":
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -233,7 +233,7 @@ def _fit(
             raise StudentError(f"{folder}: the weights lack {name}, which a {anatomy.model_type} for {task} needs")
         if not tensor.is_floating_point():
             raise StudentError(f"{folder}: {name} is stored as {tensor.dtype}; give a checkpoint in float")
-        if not _fits(tensor, expected) and parameter.matrix == "out_in":
+        if not _fits(tensor, expected):
             raise StudentError(
                 f"{folder}: {name} has the shape {tuple(tensor.shape)}, and config.json asks for {expected}"
             )
@@ -250,6 +250,9 @@ def _sizes(shape: Shape) -> dict[str, int]:
         "embedding": shape.embedding,
         "hidden": shape.hidden,
         "heads": shape.heads * shape.head_width,
+        "head": shape.heads,
+        "head_width": shape.head_width,
+        "sinusoids": shape.hidden,
         "neurons": shape.neurons,
         "labels": shape.labels,
     }

@@ -311,10 +311,12 @@ class LiteRtGraph:
         return self._once(("padding", mask, bias, factor), make_with_bias)
 
     # Positions relative to each other
-    def relative_bias(self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Value:
+    def relative_bias(
+        self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]], factor: float = 1.0
+    ) -> Value:
         """See GraphBuilder."""
         span = np.arange(-(self.tokens - 1), self.tokens)
-        by_offset = self._vector(table)[bucket_of(span)].T[None, :, None]
+        by_offset = np.float32(factor) * self._vector(table)[bucket_of(span)].T[None, :, None]
         rows = self._ops.real("rows", np.zeros((1, 1, self.tokens, 1)))
         return self._value(self._skewed(self._ops.add(self._ops.real(f"{table}/{self.tokens}", by_offset), rows)))
 

@@ -211,7 +211,9 @@ class OpenVinoGraph:
 
     # Positions relative to each other
 
-    def relative_bias(self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Node:
+    def relative_bias(
+        self, table: str, bucket_of: Callable[[NDArray[np.int64]], NDArray[np.int64]], factor: float = 1.0
+    ) -> Node:
         """``[1, H, T, T]`` of a learned bias for each bucket of offsets."""
         reach = self._max_tokens - 1
         buckets = np.asarray(bucket_of(np.arange(-reach, reach + 1, dtype=np.int64)), np.int32)
@@ -231,7 +233,8 @@ class OpenVinoGraph:
             ops.subtract(ops.unsqueeze(place, integers([0])), ops.unsqueeze(place, integers([1]))), last
         )
         biases = ops.gather(of_offset, offsets, integers(0))
-        return ops.unsqueeze(ops.transpose(biases, integers([2, 0, 1])), integers([0]))
+        of_head = ops.multiply(ops.transpose(biases, integers([2, 0, 1])), number(factor))
+        return ops.unsqueeze(of_head, integers([0]))
 
     def relative_scores(
         self, query: Node, weight: str, basis: Callable[[NDArray[np.int64]], NDArray[np.float32]], heads: int

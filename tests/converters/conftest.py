@@ -1,0 +1,184 @@
+"""Tiny real students: random weights made by transformers, tokenizers trained on a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SENTENCES = [
+    "a small game of chess for two players",
+    "the network daemon routes packets between hosts",
+    "plays music files and streams of sound, with an equaliser",
+    "a library for reading and writing compressed archives",
+    "tools for editing text: search, replace & count",
+    "documentation of the system's kernel, version 2.6",
+    "graphical viewer for photographs; it shows thumbnails",
+    "Ein kleines Spiel für zwei Personen (über das Netz)",
+    "simple mail reader with filters and folders",
+    "scientific plotting, statistics and linear algebra",
+]
+
+SPECIAL = {
+    "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+    "albert": ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
+    "xlnet": ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>"),
+}
+SPECIAL["mpnet"] = SPECIAL["roberta"]
+SPECIAL["distilbert"] = SPECIAL["electra"] = SPECIAL["bert"]
+
+KIND_OF = {
+    "bert": "wordpiece",
+    "distilbert": "wordpiece",
+    "electra": "wordpiece",
+    "mpnet": "wordpiece",
+    "roberta": "bpe",
+    "albert": "unigram",
+    "xlnet": "unigram",
+}
+
+
+def train_tokenizer(family: str, kind: str, sentences: list[str], size: int) -> Any:
+    """A tokenizer of the family's special tokens, trained on ``sentences``."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = list(SPECIAL[family])
+    unknown = next(token for token in special if "unk" in token.lower())
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer: Any = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    elif kind == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=size, special_tokens=special, unk_token=unknown, show_progress=False
+        )
+    tokenizer.train_from_iterator(sentences * 3, trainer)
+    first, last = ("<s>", "</s>") if family in ("roberta", "mpnet") else ("[CLS]", "[SEP]")
+    single = f"{first} $A {last}"
+    if family == "xlnet":
+        first, last = "<cls>", "<sep>"
+        single = "$A:0 <sep>:0 <cls>:2"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single,
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
+    )
+    return tokenizer
+
+
+def named_tokens(family: str) -> dict[str, str]:
+    """What ``tokenizer_config.json`` calls the special tokens."""
+    named = {}
+    for token in SPECIAL[family]:
+        for name in ("pad", "unk", "cls", "sep", "mask"):
+            if name in token.lower():
+                named[f"{name}_token"] = token
+    if "<s>" in SPECIAL[family]:
+        named |= {"bos_token": "<s>", "eos_token": "</s>"}
+    if family in ("roberta", "mpnet"):
+        named |= {"cls_token": "<s>", "sep_token": "</s>"}
+    return named
+
+
+def sizes_of(family: str) -> dict[str, Any]:
+    """Odd sizes in the names of the family's configuration: 3 heads of 4 units, 10 neurons."""
+    if family == "distilbert":
+        return {"n_layers": 2, "dim": 12, "n_heads": 3, "hidden_dim": 10, "max_position_embeddings": 40}
+    if family == "xlnet":
+        return {"n_layer": 2, "d_model": 12, "n_head": 3, "d_inner": 10}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "hidden_size": 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 10,
+        "max_position_embeddings": 40,
+    }
+    if family in ("albert", "electra"):
+        sizes["embedding_size"] = 7
+    if family != "mpnet":
+        sizes["type_vocab_size"] = 1
+    return sizes
+
+
+def build_model(family: str, task: str, vocabulary: int, ids: dict[str, int], seed: int, options: dict[str, Any]) -> Any:
+    """transformers' model of a family with weights large enough that every one of them shows in the outputs."""
+    import torch
+    import transformers
+    from edgescribe.converters.anatomy import anatomy_of
+
+    anatomy = anatomy_of(family)
+    labels = {0: "games", 1: "net", 2: "sound"}
+    settings = {"vocab_size": vocabulary, **ids, **sizes_of(family), **options}
+    if task != "embed":
+        settings |= {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
+    config = transformers.AutoConfig.for_model(family, **settings)
+    torch.manual_seed(seed)
+    model = getattr(transformers, anatomy.architectures[task])(config).eval()  # type: ignore[index]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.4)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    return list(SENTENCES)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., Any]:
+    """``make_tokenizer(family, kind=…, sentences=…, size=…)``: a tokenizer trained on a few sentences."""
+
+    def make(family: str, kind: str = "", sentences: list[str] | None = None, size: int = 0) -> Any:
+        kind = kind or KIND_OF[family]
+        return train_tokenizer(family, kind, sentences or SENTENCES, size or {"bpe": 341}.get(kind, 131))
+
+    return make
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> Callable[..., tuple[Path, Any]]:
+    """``make_checkpoint(family, task, seed=0, tokenizer=None, **config)``: a folder as transformers saves it, and its
+    model in memory."""
+    made: list[Path] = []
+
+    def make(
+        family: str, task: str = "classify", seed: int = 0, tokenizer: Any = None, **options: Any
+    ) -> tuple[Path, Any]:
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = tokenizer or make_tokenizer(family)
+        named = named_tokens(family)
+        ids = {"pad_token_id": tokenizer.token_to_id(named["pad_token"])}
+        rows = options.pop("vocab_size", tokenizer.get_vocab_size())
+        model = build_model(family, task, rows, ids, seed, options)
+        folder = tmp_path / f"{family}-{task}-{len(made)}"
+        made.append(folder)
+        model.save_pretrained(folder)
+        side = "left" if family == "xlnet" else "right"
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=side, model_max_length=32, **named)
+        fast.save_pretrained(folder)
+        return folder, model
+
+    return make
