@@ -331,7 +331,7 @@ def _proof(
         family=bundle.manifest.family,
         stages=tuple(stages),
         verdicts=tuple(verdicts),
-        agreements=tuple(agreement(evaluations, data)),
+        agreements=agreement(evaluations),
         training=tuple(curves),
         recipe=request.recipe.as_dict(),
         provenance=bundle.manifest.provenance,
