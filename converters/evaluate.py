@@ -162,7 +162,7 @@ def evaluate_artifact(
     )
 
 
-def agreements(evaluations: Sequence[ArtifactEvaluation]) -> tuple[Agreement, ...]:
+def agreement(evaluations: Sequence[ArtifactEvaluation]) -> tuple[Agreement, ...]:
     """How far runtimes agree, for each precision that two or more artifacts have."""
     found = []
     for precision in dict.fromkeys(each.precision for each in evaluations):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import DataError, UsageError
+from ..errors import UsageError
 from ..runtimes.contract import OpenOptions, TensorSpec
 from ..runtimes.registry import RUNTIMES, open_artifact
 from ..sdk.bundle import Bundle
@@ -21,15 +20,16 @@ from ..sdk.bundle_writer import BundleWriter, pending, replace_in_manifest
 from ..sdk.manifest import (
     ArtifactEntry,
     Manifest,
-    Measurement,
     Precision,
     Provenance,
     RuntimeName,
     Tensor,
     TokenizerEntry,
 )
+from ..sdk.measure import ProcessReport, as_measurement
 from .export.known_answers import Reference, make_known_answers, make_reference
 from .freeze import freeze
+from .metrics import Metrics
 from .quantized_weights import QuantizedWeights
 from .student import Student
 from .torch_graph import TorchGraph
@@ -52,11 +52,12 @@ def make_bundle(
     out: str | os.PathLike[str],
     *,
     texts: Sequence[str],
-    provenance: Provenance,
+    source: Student,
+    recipe: Mapping[str, Any],
+    seed: int,
+    data_sha256: Mapping[str, str],
     name: str | None = None,
     max_tokens: int | None = None,
-    quality: Mapping[str, Mapping[str, float]] | None = None,
-    measurements: Sequence[Measurement] = (),
     force: bool = False,
     on_artifact: Callable[[str], None] | None = None,
 ) -> Bundle:
@@ -69,11 +70,12 @@ def make_bundle(
         runtimes: names of :data:`~edgescribe.runtimes.registry.RUNTIMES`.
         out: the bundle's folder.
         texts: real texts, from which known answers are made.
-        provenance: see :func:`make_provenance`.
-        name: what the bundle calls the student; by default the last part of its source.
+        source: the student as it was read, before anything was done to it.
+        recipe: what was done to it, plain values.
+        seed: of the whole run.
+        data_sha256: hashes of the data files by what they served for (``train``, ``evaluation``).
+        name: what the bundle calls the student; by default the last part of where it was read from.
         max_tokens: longest input, special tokens included; by default the student's.
-        quality: metrics by stage; :func:`update_bundle` fills it in later too.
-        measurements: likewise.
         force: replace ``out`` where it is a bundle.
         on_artifact: told the name of each artifact (``onnxruntime/w8a8-static``) before it is made.
 
@@ -83,7 +85,7 @@ def make_bundle(
         EngineError: an engine is missing, or cannot run the student.
         WrongAnswerError: an artifact does not give what the torch reference gives.
         DataError: fewer than two different texts.
-        StudentError: the student answers all texts alike, or lacks weights.
+        StudentError: the student answers zeros to everything, or lacks weights.
     """
     limit = _checked_limit(student, max_tokens)
     _check_names(graphs, runtimes)
@@ -106,7 +108,7 @@ def make_bundle(
                     writer.add(f"{runtime}/{precision}{suffix}", path.with_suffix(suffix))
         manifest = Manifest(
             schema_version=1,
-            name=(name or Path(student.source).name or "student")[:200],
+            name=(name or Path(source.source).name or "student")[:200],
             family=student.anatomy.model_type,
             task=student.task,
             labels=student.labels,
@@ -117,33 +119,33 @@ def make_bundle(
                 padding_side=student.anatomy.padding_side,
             ),
             artifacts=tuple(artifacts),
-            quality={stage: dict(metrics) for stage, metrics in (quality or {}).items()},
-            measurements=tuple(measurements),
-            provenance=provenance,
+            provenance=Provenance(
+                source=source.source,
+                source_sha256=source.sha256,
+                recipe=dict(recipe),
+                seed=seed,
+                data_sha256=dict(data_sha256),
+                versions=package_versions(),
+                created=creation_time(),
+            ),
         )
         return writer.commit(manifest)
 
 
-def update_bundle(
-    bundle: Bundle,
-    *,
-    quality: Mapping[str, Mapping[str, float]] | None = None,
-    measurements: Sequence[Measurement] | None = None,
-) -> Bundle:
-    """Write quality and measurements, which can only be had from the bundle itself, into its manifest.
+def add_results(bundle: Bundle, quality: Mapping[str, Metrics], processes: Sequence[ProcessReport]) -> Bundle:
+    """Write quality by stage and measurements, which can only be had from the bundle itself, into its manifest.
 
-    The whole is replaced at once; None leaves a field as it is.
+    The bundle is replaced whole; what it held of either before goes.
 
     Raises:
         OutputError: it cannot be written; the bundle is as it was.
-        BundleError: a measurement is of an artifact that is not in the bundle, or a value is not finite.
+        BundleError: a measurement is of an artifact that is not in the bundle, or a file was changed meanwhile.
     """
-    changes: dict[str, Any] = {}
-    if quality is not None:
-        changes["quality"] = {stage: dict(metrics) for stage, metrics in quality.items()}
-    if measurements is not None:
-        changes["measurements"] = tuple(measurements)
-    return replace_in_manifest(bundle, **changes)
+    return replace_in_manifest(
+        bundle,
+        quality={stage: metrics.values() for stage, metrics in quality.items()},
+        measurements=tuple(as_measurement(process) for process in processes),
+    )
 
 
 def export(
@@ -172,35 +174,6 @@ def export(
         export_litert(anatomy, shape, task, weights, path, buckets)
     else:
         raise UsageError(f"there is no runtime {runtime!r}; choose from {', '.join(RUNTIMES)}")
-
-
-def make_provenance(
-    student: Student, *, recipe: Mapping[str, Any], seed: int, data: Mapping[str, str | os.PathLike[str]]
-) -> Provenance:
-    """Where a bundle comes from.
-
-    Args:
-        student: the student as it was read: its source and hash.
-        recipe: what was done to it, plain values.
-        seed: of the whole run.
-        data: data files by what they served for (``train``, ``evaluation``).
-
-    ``created`` is the time now in UTC, or that of the environment's SOURCE_DATE_EPOCH (seconds since 1970), so that
-    a build can be repeated to the byte.
-
-    Raises:
-        DataError: a data file cannot be read.
-        UsageError: SOURCE_DATE_EPOCH is not a number of seconds.
-    """
-    return Provenance(
-        source=student.source,
-        source_sha256=student.sha256,
-        recipe=dict(recipe),
-        seed=seed,
-        data_sha256={use: _file_sha256(Path(path)) for use, path in data.items()},
-        versions=_versions(),
-        created=_created(),
-    )
 
 
 def _checked_limit(student: Student, max_tokens: int | None) -> int:
@@ -246,15 +219,8 @@ def _tensors(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
     return tuple(Tensor(name=spec.name, dtype=cast(Any, spec.dtype), shape=spec.shape) for spec in specs)
 
 
-def _file_sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
-
-
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that have a part in a bundle."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -264,7 +230,12 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _created() -> str:
+def creation_time() -> str:
+    """The time now, in UTC; that of the environment's SOURCE_DATE_EPOCH (seconds since 1970) where it is set.
+
+    Raises:
+        UsageError: SOURCE_DATE_EPOCH is not a number of seconds.
+    """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if epoch is None:
         moment = datetime.now(UTC)

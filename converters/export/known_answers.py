@@ -6,9 +6,10 @@ rounding explains is refused, so that a fault of an exporter or an engine cannot
 The tolerance lets pass what differs between CPUs and not what is garbage. Outputs of one int8 artifact differ by
 rounding flips: an activation between two integers falls to the other side, and later layers make more of it. Between
 engines, and between x86 and ARM, that came to 0.06 to 0.17 of the outputs' deviation over texts. So it is the larger
-of :data:`SHARE_OF_DEVIATION` of that deviation and :data:`TIMES_SEEN` times the largest difference from torch seen
-here, and at most :data:`SHARE_OF_SIGNAL` of what the two answers stand out from zeros and from each other: then
-zeros, or one output for every text, are always found.
+of a share of that deviation (:data:`SHARE_OF_DEVIATION`) and :data:`TIMES_SEEN` times the largest difference from
+torch seen here, and at most :data:`SHARE_OF_SIGNAL` of what the two answers stand out from zeros and from each other:
+then zeros, or one output for every text, are always found. (An untrained student hardly tells texts apart; where
+rounding alone is more than that, the answers are held to stand out from zeros only.)
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from ..training_data import encode_texts
 LENGTHS = (24, 12)
 """Most tokens of the two texts of a known answer: short, since they run at every start; unequal, to try padding."""
 
-SHARE_OF_DEVIATION = {"fp32": 0.05}
-_SHARE_OF_DEVIATION_INT8 = 0.3
+SHARE_OF_DEVIATION = {"float": 0.05, "rounded": 0.3}
+LEAST_SHARE_OF_HEIGHT = {"float": 0.001, "rounded": 0.02}
 TIMES_SEEN = 4.0
 SHARE_OF_SIGNAL = 0.4
-MOST_OFF = {"fp32": 0.01}
-"""Largest difference from torch as a share of the signal; 0.2 where activations are rounded."""
 
-_MOST_OFF_INT8 = 0.2
+MOST_OFF = {"float": 0.01, "rounded": 0.2}
+"""Largest difference from torch that is accepted here, as a share of how far the answers stand out from zeros."""
+
 _CANDIDATES = 64
 _CHECKED = 4
 
@@ -53,7 +54,8 @@ class Reference:
         known_output: its output float32.
         checked: further feeds ``[1, T]`` with their outputs, compared once when the artifact is made.
         output: the output's name.
-        signal: what the known answer's rows stand out from zero and from each other: a difference in the outputs' unit.
+        height: how far each row of the known answer stands out from zeros at least, in the outputs' unit.
+        apart: how far its rows are from each other.
         deviation: standard deviation of the outputs over texts.
     """
 
@@ -62,8 +64,14 @@ class Reference:
     known_output: NDArray[np.float32]
     checked: tuple[tuple[Mapping[str, NDArray[np.int32]], NDArray[np.float32]], ...]
     output: str
-    signal: float
+    height: float
+    apart: float
     deviation: float
+
+    @property
+    def arithmetic(self) -> Literal["float", "rounded"]:
+        """Whether activations are rounded."""
+        return "float" if self.precision == "fp32" else "rounded"
 
 
 def make_reference(graph: TorchGraph, texts: Sequence[str], max_tokens: int) -> Reference:
@@ -73,7 +81,7 @@ def make_reference(graph: TorchGraph, texts: Sequence[str], max_tokens: int) -> 
 
     Raises:
         DataError: fewer than two different texts.
-        StudentError: the student answers all texts alike, so that no answer tells a working engine from a broken one.
+        StudentError: the outputs are all zero or no numbers: no answer could tell a working engine from a broken one.
     """
     graph.eval()
     different = list(dict.fromkeys(text for text in texts if text.strip()))[:_CANDIDATES]
@@ -88,12 +96,11 @@ def make_reference(graph: TorchGraph, texts: Sequence[str], max_tokens: int) -> 
     apart = np.abs(other_summaries - summaries[first]).max(axis=1)
     second = int(np.where(np.arange(len(apart)) == first, -1.0, apart).argmax())
     deviation = float(np.sqrt(summaries.var(axis=0).mean()))
-    heights = (np.abs(summaries[first]).max(), np.abs(other_summaries[second]).max(), apart[second])
-    signal = float(min(heights))
-    if not np.isfinite(signal) or signal < 1e-6:
+    height = float(min(np.abs(summaries[first]).max(), np.abs(other_summaries[second]).max()))
+    if not height > 1e-6:
         raise StudentError(
-            f"the student answers all {len(different)} texts alike (its outputs differ by {signal:.2g}), so no known "
-            "answer can tell a working engine from a broken one; train the student, or give other texts"
+            f"the student's outputs are all 0 or no numbers (largest: {height:.2g}), so no known answer can tell a "
+            "working engine from a broken one; check the checkpoint and how it was trained"
         )
     known = _batch(student, [long[first], short[second]])
     name, known_output = _run(graph, known)
@@ -101,7 +108,7 @@ def make_reference(graph: TorchGraph, texts: Sequence[str], max_tokens: int) -> 
     by_length = sorted(whole, key=lambda feeds: feeds["input_ids"].shape[1])
     picked = {round(share * (len(by_length) - 1)) for share in np.linspace(0, 1, _CHECKED)}
     checked = tuple((by_length[place], _run(graph, by_length[place])[1]) for place in sorted(picked))
-    return Reference(graph.precision, known, known_output, checked, name, signal, deviation)
+    return Reference(graph.precision, known, known_output, checked, name, height, float(apart[second]), deviation)
 
 
 def make_known_answers(session: GraphSession, reference: Reference, name: str) -> tuple[KnownAnswerEntry, ...]:
@@ -123,7 +130,7 @@ def make_known_answers(session: GraphSession, reference: Reference, name: str) -
         output = session.run({each: feeds[each] for each in inputs})[reference.output]
         pairs.append((output, expected, feeds["attention_mask"].astype(bool)))
     largest = max(_largest_difference(*pair) for pair in pairs)
-    allowed = MOST_OFF.get(reference.precision, _MOST_OFF_INT8) * reference.signal
+    allowed = MOST_OFF[reference.arithmetic] * reference.height
     if not largest <= allowed:
         raise WrongAnswerError(
             f"{name}: on {session.effective.engine} {session.effective.engine_version} its outputs are up to "
@@ -142,9 +149,12 @@ def make_known_answers(session: GraphSession, reference: Reference, name: str) -
 
 def tolerance_of(reference: Reference, largest: float) -> float:
     """The absolute tolerance, given the largest difference from torch that was seen; see the module's text."""
-    share = SHARE_OF_DEVIATION.get(reference.precision, _SHARE_OF_DEVIATION_INT8)
-    wanted = max(share * reference.deviation, TIMES_SEEN * largest, 1e-5)
-    return min(wanted, SHARE_OF_SIGNAL * reference.signal)
+    noise = max(2 * largest, LEAST_SHARE_OF_HEIGHT[reference.arithmetic] * reference.height)
+    wanted = max(SHARE_OF_DEVIATION[reference.arithmetic] * reference.deviation, TIMES_SEEN * largest, noise)
+    limit = SHARE_OF_SIGNAL * min(reference.height, reference.apart)
+    if limit < noise:
+        limit = SHARE_OF_SIGNAL * reference.height
+    return min(wanted, limit)
 
 
 def _candidates(student: Student, texts: Sequence[str], max_tokens: int) -> list[dict[str, NDArray[np.int32]]]:
