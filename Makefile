@@ -1,0 +1,98 @@
+# make demo: from a checkout to a measured bundle. make test: all tests. make help: the rest.
+# Everything is kept inside the checkout: .venv, .cache and demo.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+VENV ?= .venv
+TORCH := torch==2.13.0
+PYTEST_OPTIONS ?=
+QUIET := $(if $(MAKE_TERMOUT),,--quiet)
+COMMA := ,
+
+SAMPLE := samples/debian_topics
+BUNDLE := demo/topics
+RUNTIMES := onnxruntime openvino litert
+
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+export PIP_CACHE_DIR := $(XDG_CACHE_HOME)/pip
+export HF_HOME := $(XDG_CACHE_HOME)/huggingface
+export MPLCONFIGDIR := $(XDG_CACHE_HOME)/matplotlib
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+PY := $(VENV)/bin/python
+EDGESCRIBE := $(VENV)/bin/edgescribe
+
+.PHONY: help demo demo-clean test test-fast test-arm lint bench clean FORCE
+
+help: ## list the targets
+	@echo 'PYTHON=$(PYTHON) makes the environment $(VENV); set PYTHON=... for another interpreter (3.11 to 3.13).'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
+
+# The environment. $(VENV)/.home names the checkout it was made for and is there only while the environment is whole:
+# after an installation that was interrupted, or in a checkout that was moved, it is made anew.
+BROKEN := $(if $(shell [ "$$(cat $(VENV)/.home 2>/dev/null)" = "$(CURDIR)" ] || echo yes),FORCE)
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo 'edgescribe needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.11 $(MAKECMDGOALS)' >&2; exit 1; }
+	@[ "$$(cat $(VENV)/.home 2>/dev/null)" = "$(CURDIR)" ] || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $(VENV)/.home
+	$(PY) -m pip install $(QUIET) '$(TORCH)'
+	$(PY) -m pip install $(QUIET) --editable '.[$(1)]'
+	@echo "$(CURDIR)" > $(VENV)/.home
+	@touch $@
+endef
+
+$(VENV)/.workbench: pyproject.toml $(BROKEN)
+	$(call install,convert)
+
+$(VENV)/.tests: pyproject.toml $(VENV)/.workbench
+	$(call install,convert$(COMMA)dev)
+
+FORCE:
+
+demo: $(BUNDLE)/bundle.json ## install, convert the sample student, evaluate and measure it, try it
+	@for runtime in $(RUNTIMES); do \
+		echo; echo "$$runtime:"; \
+		$(EDGESCRIBE) run $(BUNDLE) --runtime $$runtime --input $(SAMPLE)/demo.txt; \
+	done
+	@echo; echo 'bundle: $(BUNDLE)'; echo 'report: $(BUNDLE).report/report.html'
+
+# Made once, and taken up where an interrupted conversion left it. Exit code 3 (over a device's budget) leaves a bundle
+# and a report that says so.
+$(BUNDLE)/bundle.json: | $(VENV)/.workbench
+	@mkdir -p $(@D)
+	$(EDGESCRIBE) convert $(SAMPLE)/student --task classify --device raspberry-pi-5 --device host \
+		--train $(SAMPLE)/train.jsonl.gz --validation $(SAMPLE)/validation.jsonl.gz --eval $(SAMPLE)/test.jsonl.gz \
+		--out $(BUNDLE) $(if $(wildcard $(BUNDLE).work/conversion.json),--resume) || [ $$? -eq 3 ]
+
+demo-clean: ## take the demo's results away, so that make demo converts anew
+	rm -rf demo
+
+test: $(VENV)/.tests ## all tests
+	$(PY) -m pytest $(PYTEST_OPTIONS)
+
+test-fast: $(VENV)/.tests ## the tests without training and without environments of their own: under 2 minutes
+	$(PY) -m pytest -m 'not slow and not arm' $(PYTEST_OPTIONS)
+
+test-arm: $(VENV)/.tests ## the device side in an arm64 userland (needs Debian's qemu-user-static)
+	$(PY) -m pytest -m arm $(PYTEST_OPTIONS)
+
+# mypy takes a package's name from its folder, which in a checkout is any name: it looks through a link.
+TYPED := -p edgescribe.device_profiles -p edgescribe.runtimes -p edgescribe.sdk -p edgescribe.converters \
+	-m edgescribe -m edgescribe.errors -m edgescribe.__main__
+
+lint: $(VENV)/.tests ## ruff and mypy
+	$(PY) -m ruff check .
+	@mkdir -p .cache/typed && ln -sfn ../.. .cache/typed/edgescribe
+	MYPYPATH=.cache/typed $(PY) -m mypy $(TYPED) | sed 's#^\.cache/typed/edgescribe/##'
+
+bench: $(BUNDLE)/bundle.json ## measure the demo's bundle against its peers (README, Figures)
+	$(PY) benchmarks/classify.py --bundle $(BUNDLE)
+
+clean: demo-clean ## take the demo, the environment and the caches away
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
