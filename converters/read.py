@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from ..errors import StudentError
 from .anatomy import Anatomy, Parameter, Shape, Task, anatomy_of
+from .json_files import read_object
 from .student import Student
+from .tokenizer_files import read_tokenizer, special_token
+from .weight_files import PICKLED, WEIGHTS, read_weights
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLED = "pytorch_model.bin"
+HUB_SECONDS = 10.0
+"""How long a hub may take to answer at all."""
+
+LARGEST = 1 << 24
+"""Of any size in a configuration; what is over it is a damaged file, not a student."""
 
 
 def read_student(
@@ -29,7 +31,8 @@ def read_student(
 
     Args:
         source: a checkpoint folder, or a hub id (``owner/name``) where no such folder exists.
-        labels: class or tag names; where they differ from the checkpoint's, its head is made anew for them.
+        labels: class or tag names. The checkpoint's own in another order: the head is put in that order; others than
+            the checkpoint's: the head's last layer is made anew.
         allow_pickle: also take ``pytorch_model.bin``; off, since unpickling runs code from the file.
         seed: of the random weights of a head that the checkpoint does not have.
 
@@ -37,22 +40,46 @@ def read_student(
         StudentError: not a checkpoint, a family that is not described, missing or misshapen weights, no tokenizer.
     """
     folder = _folder(source)
-    config = _config(folder)
-    anatomy = anatomy_of(str(config["model_type"]))
+    try:
+        return _read(folder, str(source), task, labels, allow_pickle, seed)
+    except OSError as error:
+        raise StudentError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+def _read(
+    folder: Path, source: str, task: Task, labels: Sequence[str] | None, allow_pickle: bool, seed: int
+) -> Student:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise StudentError(f"{folder} is not a checkpoint: it has no config.json")
+    config = read_object(path)
+    if not isinstance(config.get("model_type"), str):
+        raise StudentError(f"{path} does not name a model_type, so the student's family is unknown")
+    anatomy = anatomy_of(config["model_type"])
     if task not in anatomy.architectures:
         raise StudentError(f"{source}: the family {anatomy.model_type} does not serve the task {task!r}")
-    state, sha256 = _weights(folder, allow_pickle)
-    tokenizer, tokenizer_config = _tokenizer(folder)
-    names = _labels(config, labels, task)
+    present: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    if task == "embed":
+        config.pop("id2label", None)
+        config.pop("label2id", None)
+    else:
+        present = _known_labels(path, config)
+        names = tuple(present if labels is None else labels)
+        _check_labels(path, config, names)
+        _set_labels(config, present)
+    state, sha256 = read_weights(folder, allow_pickle)
+    tokenizer, tokenizer_config = read_tokenizer(folder)
+    shape = _shape(path, anatomy, config)
+    given = _prefixed(anatomy, task, state)
     if task != "embed":
-        config["id2label"] = {str(index): name for index, name in enumerate(names)}
-        config["label2id"] = {name: index for index, name in enumerate(names)}
-        config.pop("num_labels", None)
-    shape = _shape(folder, anatomy, config)
-    kept = _fit(folder, anatomy, task, shape, state, config, seed)
-    limit = tokenizer_config.get("model_max_length")
+        given = _in_order(anatomy, task, given, present, names)
+        _set_labels(config, names)
+        shape = _shape(path, anatomy, config)
+    kept = _fit(folder, anatomy, task, shape, given, float(_number(config, "initializer_range", 0.02)), seed)
+    _check_tokenizer(folder, tokenizer, shape)
     longest = shape.positions - shape.position_offset
-    max_tokens = int(min(longest, limit)) if isinstance(limit, int | float) and limit > 1 else longest
+    limit = _number(tokenizer_config, "model_max_length", longest)
     return Student(
         config=config,
         state=kept,
@@ -60,13 +87,14 @@ def read_student(
         tokenizer_config=tokenizer_config,
         task=task,
         labels=names,
-        max_tokens=max_tokens,
-        pad_id=_pad_id(config, tokenizer, tokenizer_config),
-        source=str(source),
+        max_tokens=int(min(longest, limit)) if limit > 1 else longest,
+        pad_id=_pad_id(path, config, tokenizer, tokenizer_config, shape),
+        source=source,
         sha256=sha256,
     )
 
 
+# Where it comes from
 def _folder(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
@@ -80,128 +108,105 @@ def _folder(source: str | Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", PICKLED]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=HUB_SECONDS))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Got: ")
         raise StudentError(
             f"there is no folder {name}, and the hub did not give {name!r}: {reason}. "
             "Check the name, or download the checkpoint and give its folder"
         ) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+# Configuration
+def _number(content: Mapping[str, Any], field: str, default: float) -> float:
+    value = content.get(field, default)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return value if good else default
+
+
+def _known_labels(path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The checkpoint's labels in the order of its logits; transformers' own names where it has none."""
+    known = config.get("id2label")
+    if not known:
+        count = config.get("num_labels")
+        usable = isinstance(count, int) and not isinstance(count, bool) and 0 < count < LARGEST
+        return tuple(f"LABEL_{number}" for number in range(count if usable else 2))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise StudentError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise StudentError(f"{path} holds {type(content).__name__} where an object is expected")
-    return content
+        numbered = {int(key): str(name) for key, name in known.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StudentError(f"{path}: id2label does not map class numbers to names") from error
+    if sorted(numbered) != list(range(len(numbered))):
+        raise StudentError(f"{path}: id2label numbers its classes {sorted(numbered)[:8]}, not from 0 without a gap")
+    return tuple(numbered[number] for number in range(len(numbered)))
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise StudentError(f"{folder} is not a checkpoint: it has no config.json")
-    config = _json(path)
-    if not isinstance(config.get("model_type"), str):
-        raise StudentError(f"{path} does not name a model_type, so the student's family is unknown")
-    return config
+def _check_labels(path: Path, config: Mapping[str, Any], names: Sequence[str]) -> None:
+    if len(names) < 2:
+        raise StudentError(f"{path}: {len(names)} label(s) given or found; two are the fewest to tell apart")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise StudentError(f"{path}: the label {twice!r} stands for two classes; name each class once")
+    kind = config.get("problem_type")
+    if kind not in (None, "single_label_classification"):
+        raise StudentError(f"{path}: problem_type is {kind!r}; classifiers with one label a text are served")
 
 
-def _weights(folder: Path, allow_pickle: bool) -> tuple[dict[str, torch.Tensor], str]:
-    paths = [folder / WEIGHTS]
-    if not paths[0].is_file() and (folder / INDEX).is_file():
-        names = sorted(set(_json(folder / INDEX).get("weight_map", {}).values()))
-        if not names or any(Path(name).name != name for name in names):
-            raise StudentError(f"{folder / INDEX} does not list the weight files of this folder")
-        paths = [folder / name for name in names]
-    if all(path.is_file() for path in paths):
-        state: dict[str, torch.Tensor] = {}
-        for path in paths:
-            try:
-                state.update(load_file(path))
-            except (SafetensorError, OSError, ValueError) as error:
-                raise StudentError(f"{path} is damaged and cannot be read: {error}") from error
-        return state, _hash(paths)
-    pickled = folder / PICKLED
-    if not pickled.is_file():
-        missing = next(path.name for path in paths if not path.is_file())
-        raise StudentError(f"{folder} has no {missing}; convert the checkpoint to safetensors and put it there")
-    if not allow_pickle:
-        raise StudentError(
-            f"{folder} has its weights in {PICKLED} only; loading a pickle can run code from the file. "
-            "Convert it to safetensors, or pass --allow-pickle if you trust where it comes from"
-        )
+def _set_labels(config: dict[str, Any], names: Sequence[str]) -> None:
+    config["id2label"] = {str(index): name for index, name in enumerate(names)}
+    config["label2id"] = {name: index for index, name in enumerate(names)}
+    config.pop("num_labels", None)
+
+
+def _shape(path: Path, anatomy: Anatomy, config: Mapping[str, Any]) -> Shape:
     try:
-        state = torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise StudentError(f"{pickled} cannot be read as a pickle of plain tensors: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise StudentError(f"{pickled} does not hold a mapping of names to tensors")
-    return state, _hash([pickled])
-
-
-def _hash(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    config_path = folder / "tokenizer_config.json"
-    config = _json(config_path) if config_path.is_file() else {}
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise StudentError(f"{path} is not a tokenizer that can be read: {error}") from error
-    else:
-        tokenizer = _converted_tokenizer(folder)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer, config
-
-
-def _converted_tokenizer(folder: Path) -> Tokenizer:
-    """The fast tokenizer of older vocabulary files (vocab.txt, merges, sentencepiece), as transformers makes it."""
-    from transformers import AutoTokenizer  # noqa: PLC0415
-
-    try:
-        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        backend = slow.backend_tokenizer
-    except Exception as error:
-        raise StudentError(
-            f"{folder} has no tokenizer.json, and none could be made from its other files: {error}"
-        ) from error
-    if not isinstance(backend, Tokenizer):
-        raise StudentError(f"{folder}: its tokenizer has no fast form; save a tokenizer.json beside the weights")
-    return Tokenizer.from_str(backend.to_str())
-
-
-def _labels(config: dict[str, Any], labels: Sequence[str] | None, task: Task) -> tuple[str, ...]:
-    if task == "embed":
-        return ()
-    if labels is not None:
-        return tuple(labels)
-    known = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return tuple(str(known[key]) for key in sorted(known, key=int))
-
-
-def _shape(folder: Path, anatomy: Anatomy, config: dict[str, Any]) -> Shape:
-    try:
-        return anatomy.shape(config)
+        shape = anatomy.shape(config)
     except KeyError as error:
-        raise StudentError(f"{folder / 'config.json'} lacks {error}, which the family {anatomy.model_type} needs") from error
+        raise StudentError(f"{path} lacks {error}, which the family {anatomy.model_type} needs") from error
+    except (TypeError, ValueError) as error:
+        raise StudentError(f"{path} is not a configuration of the family {anatomy.model_type}: {error}") from error
+    sizes = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "neurons", "vocabulary", "positions")}
+    for name, size in {**sizes, "embedding": shape.embedding}.items():
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST:
+            field = anatomy.config_fields.get(name, name)
+            raise StudentError(f"{path} has {field} {size!r}, where a positive whole number is expected")
+    if shape.hidden % shape.heads:
+        raise StudentError(f"{path} has {shape.heads} heads, which do not divide the hidden width of {shape.hidden}")
+    if not isinstance(shape.eps, int | float) or not 0 <= shape.eps < 1:
+        raise StudentError(f"{path} has a layer norm epsilon of {shape.eps!r}")
+    if shape.positions <= shape.position_offset:
+        raise StudentError(f"{path} has {shape.positions} positions, {shape.position_offset} of which are for padding")
+    return shape
+
+
+# Weights
+def _prefixed(anatomy: Anatomy, task: Task, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors named as the task's architecture names them, whichever architecture they were saved from."""
+    prefix = anatomy.prefix
+    if task == "embed":
+        return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    if any(name.startswith(prefix) for name in state):
+        return dict(state)
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _in_order(
+    anatomy: Anatomy, task: Task, state: dict[str, torch.Tensor], present: Sequence[str], names: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """The head's last layer with its rows in the order of ``names``, or without it where these are other labels."""
+    if tuple(present) == tuple(names):
+        return state
+    ordered = dict(state)
+    for parameter in anatomy.heads_of.get(task, ()):
+        if "labels" not in parameter.axes or parameter.name not in state:
+            continue
+        tensor = ordered.pop(parameter.name)
+        if sorted(present) == sorted(names) and tensor.shape[0] == len(names):
+            ordered[parameter.name] = tensor[[list(present).index(name) for name in names]]
+    return ordered
 
 
 def _fit(
@@ -209,37 +214,33 @@ def _fit(
     anatomy: Anatomy,
     task: Task,
     shape: Shape,
-    state: dict[str, torch.Tensor],
-    config: dict[str, Any],
+    state: Mapping[str, torch.Tensor],
+    deviation: float,
     seed: int,
 ) -> dict[str, torch.Tensor]:
-    """The tensors that the task needs, named as its architecture names them, heads made where there are none."""
-    wanted = anatomy.layout(task, shape)
-    prefix = anatomy.prefix
-    if task == "embed":
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    elif not any(name.startswith(prefix) for name in state):
-        state = {prefix + name: tensor for name, tensor in state.items()}
+    """The tensors that the task needs, heads made where there are none."""
     head_names = {parameter.name for parameter in anatomy.heads_of.get(task, ())}
     sizes = _sizes(shape)
     kept: dict[str, torch.Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in wanted.items():
+    for name, parameter in anatomy.layout(task, shape).items():
         tensor = state.get(name)
         expected = tuple(sizes.get(axis, -1) for axis in parameter.axes)
-        if name in head_names and (tensor is None or not _fits(tensor, expected)):
-            tensor = _new_head(parameter, expected, generator, float(config.get("initializer_range", 0.02)))
+        if tensor is None and name in head_names:
+            tensor = _new_head(parameter, expected, generator, deviation)
         if tensor is None:
             raise StudentError(f"{folder}: the weights lack {name}, which a {anatomy.model_type} for {task} needs")
         if not tensor.is_floating_point():
             raise StudentError(f"{folder}: {name} is stored as {tensor.dtype}; give a checkpoint in float")
         if not _fits(tensor, expected):
+            wanted = " x ".join("any" if size == -1 else str(size) for size in expected)
             raise StudentError(
-                f"{folder}: {name} has the shape {tuple(tensor.shape)}, and config.json asks for {expected}"
+                f"{folder}: {name} is {' x '.join(map(str, tensor.shape))}, and config.json asks for {wanted}"
             )
+        tensor = tensor.to(torch.float32).contiguous()
         if not bool(torch.isfinite(tensor).all()):
             raise StudentError(f"{folder}: {name} holds values that are not finite; the checkpoint is damaged")
-        kept[name] = tensor.to(torch.float32).contiguous()
+        kept[name] = tensor
     return kept
 
 
@@ -260,7 +261,7 @@ def _sizes(shape: Shape) -> dict[str, int]:
 
 def _fits(tensor: torch.Tensor, expected: tuple[int, ...]) -> bool:
     return tensor.dim() == len(expected) and all(
-        size in (-1, actual) for size, actual in zip(expected, tensor.shape, strict=True)
+        actual > 0 and size in (-1, actual) for size, actual in zip(expected, tensor.shape, strict=True)
     )
 
 
@@ -272,12 +273,29 @@ def _new_head(
     return torch.randn(sizes, generator=generator) * deviation
 
 
-def _pad_id(config: dict[str, Any], tokenizer: Tokenizer, tokenizer_config: dict[str, Any]) -> int:
-    token = tokenizer_config.get("pad_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    if isinstance(token, str):
-        found = tokenizer.token_to_id(token)
-        if found is not None:
-            return int(found)
-    return int(config.get("pad_token_id") or 0)
+# Tokenizer
+def _check_tokenizer(folder: Path, tokenizer: Tokenizer, shape: Shape) -> None:
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    if not vocabulary:
+        raise StudentError(f"{folder}: its tokenizer knows no tokens; save the student's tokenizer.json there")
+    token, number = max(vocabulary.items(), key=lambda item: item[1])
+    if number >= shape.vocabulary:
+        raise StudentError(
+            f"{folder}: its tokenizer gives the token {token!r} the number {number}, and the weights have "
+            f"{shape.vocabulary} tokens: tokenizer and weights are not of one student"
+        )
+
+
+def _pad_id(
+    path: Path, config: Mapping[str, Any], tokenizer: Tokenizer, tokenizer_config: dict[str, Any], shape: Shape
+) -> int:
+    token = special_token(tokenizer_config, "pad_token")
+    found = tokenizer.token_to_id(token) if token is not None else None
+    if found is not None:
+        return int(found)
+    number = config.get("pad_token_id")
+    if number is None:
+        return 0
+    if not isinstance(number, int) or not 0 <= number < shape.vocabulary:
+        raise StudentError(f"{path} has pad_token_id {number!r}, which is not the number of a token")
+    return number

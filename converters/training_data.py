@@ -36,7 +36,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded to the longest: feeds by input name int64 ``[B, T]``, labels, and which rows are token-aligned."""
+    """Examples padded to the longest: feeds by input name int64 ``[B, T]``, labels, and which rows both cut alike."""
 
     feeds: dict[str, torch.Tensor]
     teacher_feeds: dict[str, torch.Tensor] | None
@@ -130,7 +130,7 @@ def batch_orders(lengths: Sequence[int], size: int, seed: int, epoch: int) -> li
     for start in range(0, len(order), size * POOL):
         pool = sorted(order[start : start + size * POOL].tolist(), key=lambda index: lengths[index])
         batches.extend(pool[first : first + size] for first in range(0, len(pool), size))
-    generator.shuffle(batches)  # type: ignore[arg-type]
+    generator.shuffle(batches)
     return batches
 
 
@@ -145,7 +145,9 @@ def _pad(rows: Sequence[NDArray[np.int32]], fill: int, side: str, length: int) -
     return padded
 
 
-def _feeds(rows: Sequence[NDArray[np.int32]], types: Sequence[NDArray[np.int32]], of: Student) -> dict[str, torch.Tensor]:
+def _feeds(
+    rows: Sequence[NDArray[np.int32]], types: Sequence[NDArray[np.int32]], of: Student
+) -> dict[str, torch.Tensor]:
     longest, side = max(len(row) for row in rows), of.anatomy.padding_side
     length = min(-(-longest // ROUND) * ROUND, max(of.max_tokens, longest))
     return {

@@ -1,0 +1,1 @@
+"""Writes a student as one file for each runtime."""

@@ -1,0 +1,1 @@
+"""One module for each family of encoders: its tensors, sizes and forward pass."""

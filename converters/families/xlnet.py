@@ -139,10 +139,7 @@ def _layer(
 
 
 def _classify(graph: GraphBuilder, shape: Shape, x: Value, mask: Value) -> None:
-    if "mean" in shape.variant:
-        pooled = graph.mean_pool(x, mask)
-    else:
-        pooled = graph.squeeze_token(graph.token(x, -1))
+    pooled = graph.mean_pool(x, mask) if "mean" in shape.variant else graph.squeeze_token(graph.token(x, -1))
     activation = next((kind for kind in ACTIVATIONS.values() if kind in shape.variant), None)
     if _has_projection(shape):
         pooled = graph.linear(pooled, SUMMARY, "pooler", activation)

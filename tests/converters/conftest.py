@@ -118,7 +118,9 @@ def sizes_of(family: str) -> dict[str, Any]:
     return sizes
 
 
-def build_model(family: str, task: str, vocabulary: int, ids: dict[str, int], seed: int, options: dict[str, Any]) -> Any:
+def build_model(
+    family: str, task: str, vocabulary: int, ids: dict[str, int], seed: int, options: dict[str, Any]
+) -> Any:
     """transformers' model of a family with weights large enough that every one of them shows in the outputs."""
     import torch
     import transformers

@@ -1,0 +1,61 @@
+"""The tokenizer of a checkpoint folder: its ``tokenizer.json``, or one made of older vocabulary files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ..errors import StudentError
+from .json_files import read_object
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Special tokens that ``tokenizer_config.json`` names, or in older checkpoints ``special_tokens_map.json``."""
+
+
+def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer, with neither padding nor truncation set, and the content of ``tokenizer_config.json``.
+
+    Raises:
+        StudentError: there is none, or it is damaged.
+    """
+    config = read_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    older = folder / "special_tokens_map.json"
+    if older.is_file():
+        config = {**{name: token for name, token in read_object(older).items() if name in NAMED}, **config}
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise StudentError(f"{path} is not a tokenizer that can be read: {error}") from error
+    else:
+        tokenizer = _converted(folder)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer, config
+
+
+def _converted(folder: Path) -> Tokenizer:
+    """The fast tokenizer of older vocabulary files (vocab.txt, merges, sentencepiece), as transformers makes it."""
+    from transformers import AutoTokenizer
+
+    try:
+        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = Tokenizer.from_str(slow.backend_tokenizer.to_str())
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StudentError(
+            f"{folder} has no tokenizer.json, and none could be made of its other files: {reason}. "
+            "Save the student's tokenizer.json beside its weights"
+        ) from error
+    return tokenizer
+
+
+def special_token(config: dict[str, Any], name: str) -> str | None:
+    """A special token (``pad_token``) by its name in ``tokenizer_config.json``; None where it has none."""
+    token = config.get(name)
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
