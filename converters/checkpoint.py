@@ -7,7 +7,9 @@ only edgescribe needs to export the very grid that was trained.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..errors import StudentError
+from ..errors import OutputError, StudentError
 from .anatomy import Task
+from .output_errors import output_errors
 from .read import read_student
 from .student import Student
 from .torch_graph import TorchGraph
@@ -26,12 +29,20 @@ RECORD = "edgescribe.json"
 
 
 def save_student(student: Student, folder: Path, record: dict[str, Any] | None = None) -> None:
-    """Write a checkpoint folder whole or not at all, replacing what stands there."""
+    """Write a checkpoint folder whole or not at all, replacing what stands there.
+
+    Raises:
+        OutputError: it cannot be written; what stood there stays.
+    """
     _replace(folder, lambda aside: _write(student, aside, record or {}))
 
 
 def save_graph(graph: TorchGraph, folder: Path, record: dict[str, Any] | None = None) -> None:
-    """Write a trained graph: its weights as a checkpoint, its grids beside them, whole or not at all."""
+    """Write a trained graph: its weights as a checkpoint, its grids beside them, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written; what stood there stays.
+    """
     student = graph.student.with_state(graph.state())
     content = {**(record or {}), "precision": graph.precision}
 
@@ -80,24 +91,59 @@ def read_record(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def check_checkpoint_output(folder: Path, force: bool) -> None:
+    """Check, before any work is done, that a checkpoint may be written to ``folder``.
+
+    Raises:
+        OutputError: it exists and ``force`` is not set, or it is something other than a checkpoint or an empty folder.
+    """
+    try:
+        if not os.path.lexists(folder):
+            return
+        replaceable = folder.is_dir() and ((folder / "config.json").is_file() or not any(folder.iterdir()))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{str(folder)!r} cannot be looked at ({error}); give another path") from error
+    if not replaceable:
+        raise OutputError(f"{folder} exists and is not a checkpoint, so it is not replaced; give another path")
+    if not force:
+        raise OutputError(f"{folder} exists already; give another path, or --force (force=True) to replace it")
+
+
 def _write(student: Student, folder: Path, record: dict[str, Any]) -> None:
     student.save(folder, torch.float32)
     content = {"task": student.task, "max_tokens": student.max_tokens, **record}
     (folder / RECORD).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _replace(folder: Path, write: Any) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
+def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a folder beside the target, flush it to the disk and rename it into place."""
+    aside, old = (folder.with_name(f".{folder.name}.{name}") for name in ("writing", "old"))
     try:
-        write(aside)
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with output_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            write(aside)
+            for path in [*aside.iterdir(), aside]:
+                _flush(path)
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                aside.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
+            _flush(folder.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,6 +17,9 @@ from .student import Student
 from .training_data import Example, make_examples, make_tag_examples
 
 COLUMNS: dict[str, tuple[str, ...]] = {"classify": ("text", "label"), "tag": ("text", "tags"), "embed": ("text",)}
+AT_ONCE = 1000
+"""Texts that are cut into tokens between two reports of progress."""
+
 HELD_OUT = 0.1
 """Share of the training rows that is kept for validation where no validation file is given."""
 
@@ -85,9 +88,25 @@ def check_labels(texts: Texts, known: Sequence[str], path: Path) -> None:
 
 
 def examples_of(
-    texts: Texts, student: Student, teacher: Student | None = None, max_tokens: int | None = None
+    texts: Texts,
+    student: Student,
+    teacher: Student | None = None,
+    max_tokens: int | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> list[Example]:
     """Examples for training or scoring a student of the texts' task."""
+    count, made = len(texts.texts), list[Example]()
+    for start in range(0, count, AT_ONCE):
+        numbers = range(start, min(start + AT_ONCE, count))
+        made += _examples_of(texts.part(numbers), student, teacher, max_tokens)
+        if on_progress is not None:
+            on_progress(len(made) / count)
+    return made
+
+
+def _examples_of(
+    texts: Texts, student: Student, teacher: Student | None, max_tokens: int | None
+) -> list[Example]:
     number = {name: index for index, name in enumerate(student.labels)}
     if texts.task == "tag":
         tags = [[number.get(name, UNLABELLED) for name in row] for row in texts.labels]

@@ -7,7 +7,7 @@ Layers: how far a layer turns the hidden state (Men et al., "ShortGPT", 2024).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +37,11 @@ class Importance:
 
 
 def measure_importance(
-    student: Student, examples: Sequence[Example], batch_size: int = 32, batches: int = 24
+    student: Student,
+    examples: Sequence[Example],
+    batch_size: int = 32,
+    batches: int = 24,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Importance:
     """Score every unit of a student on up to ``batches`` batches spread over the examples."""
     graph = TorchGraph(student).eval()
@@ -56,6 +60,8 @@ def measure_importance(
         _loss(graph.run(batch.feeds, recording), batch).backward()
         _add_scores(graph, heads, neurons, hidden)
         turns += _turns(recording, batch.feeds["attention_mask"], shape.layers)
+        if on_progress is not None:
+            on_progress(min(1.0, (start + batch_size) / len(chosen)))
     return Importance(heads, neurons, hidden, turns, graph.norm_statistics)
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..device_profiles.budgets import Figure, Finding, check, over
 from ..device_profiles.cost_model import predict
-from ..device_profiles.schema import DeviceProfile
-from ..errors import ProfileError
+from ..device_profiles.profiles import load_profile
+from ..device_profiles.schema import Budget, DeviceProfile, RuntimePreference
+from ..errors import ProfileError, UsageError
+from ..runtimes.registry import RUNTIMES
+from ..sdk.load import avoided
+from .anatomy import Task
+from .read import read_student
 from .recipe import LADDER, Recipe
 from .student import Student
+from .vocabulary import trimmed_size
 from .workload import pruned_shape, workload
 
 MIB = 1 << 20
@@ -18,11 +25,17 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Step:
-    """One recipe's prediction on one device; ``findings`` against its budget, all estimated."""
+    """One recipe's prediction on one device; ``findings`` against its budget, all estimated.
+
+    ``p90_ms``: of one call at batch 1 and the budget's tokens; ``peak_rss_mib``: of the process; ``disk_mib``: the
+    artifact with its tokenizer; ``error_fraction``: how far off the first two may be (0.5: by half).
+    """
 
     recipe: str
     device: str
     runtime: str
+    threads: int
+    tokens: int
     p90_ms: float
     peak_rss_mib: float
     disk_mib: float
@@ -37,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe chosen, and what was predicted for it and for the gentler ones that were passed over.
+    """The recipe chosen, and what was predicted for it and the others of the ladder, gentlest first.
 
     ``fits`` is false where even the harshest recipe is predicted over budget; it is then the one chosen.
     """
@@ -47,45 +60,121 @@ class Plan:
     fits: bool
 
 
-def make_plan(student: Student, devices: Sequence[DeviceProfile], recipes: Sequence[Recipe] = LADDER) -> Plan:
-    """Walk the ladder and take the first recipe that fits all devices.
+def plan_conversion(
+    student: str | Path,
+    *,
+    task: Task,
+    devices: Sequence[str | Path],
+    recipes: Sequence[Recipe] = LADDER,
+    runtimes: Sequence[str] = RUNTIMES,
+    texts: Sequence[str] = (),
+    allow_pickle: bool = False,
+) -> Plan:
+    """Read a student and predict what each recipe makes of it on each device.
+
+    Args:
+        student: checkpoint folder or hub id.
+        devices: profiles by name, ``host`` (this machine) or path; the recipe is to fit them all.
+        recipes: gentlest first.
+        runtimes: those that there will be artifacts for.
+        texts: of the domain. With them the trimmed vocabulary's size is known; without, the whole is counted.
 
     Raises:
-        ProfileError: a device grants the student's task no budget.
+        StudentError: the student cannot be used.
+        ProfileError: a profile is unknown, or grants the task no budget.
+        UsageError: no device.
     """
+    if not devices:
+        raise UsageError("name at least one device profile (edgescribe devices list)")
+    profiles = tuple(load_profile(device) for device in devices)
+    read = read_student(student, task, allow_pickle=allow_pickle)
+    return make_plan(read, profiles, recipes, runtimes=runtimes, texts=texts)
+
+
+def make_plan(
+    student: Student,
+    devices: Sequence[DeviceProfile],
+    recipes: Sequence[Recipe] = LADDER,
+    *,
+    runtimes: Sequence[str] = RUNTIMES,
+    texts: Sequence[str] = (),
+) -> Plan:
+    """As :func:`plan_conversion`, for what was read already."""
+    trimmed = trimmed_size(student, texts) if texts else student.shape.vocabulary
     steps: list[Step] = []
+    chosen: Recipe | None = None
     for recipe in recipes:
-        tried = [_predicted(student, recipe, device) for device in devices]
+        tried = [_predicted(student, recipe, device, runtimes, trimmed) for device in devices]
         steps += tried
-        if all(step.fits for step in tried):
-            return Plan(recipe, tuple(steps), True)
-    return Plan(recipes[-1], tuple(steps), False)
+        if chosen is None and all(step.fits for step in tried):
+            chosen = recipe
+    return Plan(chosen or recipes[-1], tuple(steps), chosen is not None)
 
 
-def _predicted(student: Student, recipe: Recipe, device: DeviceProfile) -> Step:
-    budget = device.budgets.get(student.task)
+def budget_of(device: DeviceProfile, task: Task) -> Budget:
+    """What a device grants a task.
+
+    Raises:
+        ProfileError: nothing.
+    """
+    budget = device.budgets.get(task)
     if budget is None:
         raise ProfileError(
-            f"the profile {device.id!r} grants the task {student.task!r} no budget; "
-            f"write [budgets.{student.task}] into a copy of it and give the copy's path"
+            f"the profile {device.id!r} grants the task {task!r} no budget; "
+            f"write [budgets.{task}] into a copy of it and give the copy's path"
         )
+    return budget
+
+
+def preferred_runtime(device: DeviceProfile, precision: str, runtimes: Sequence[str]) -> RuntimePreference:
+    """The runtime that a device runs an artifact of this precision on, by its CPU.
+
+    Raises:
+        ProfileError: the device runs none of them, or is to avoid this precision on all.
+    """
+    mine = [each for each in device.runtimes if each.device == "cpu" and each.name in runtimes]
+    if not mine:
+        there = ", ".join(dict.fromkeys(each.name for each in device.runtimes))
+        raise ProfileError(
+            f"the device {device.id!r} runs {there}, and artifacts are asked for {', '.join(runtimes)}; add one of its"
+        )
+    for preference in mine:
+        if avoided(precision, preference) is None:
+            return preference
+    raise ProfileError(
+        f"the profile {device.id!r} says to avoid {precision}: {avoided(precision, mine[0])}; "
+        "choose a recipe of another precision"
+    )
+
+
+def _predicted(
+    student: Student, recipe: Recipe, device: DeviceProfile, runtimes: Sequence[str], trimmed: int
+) -> Step:
+    budget = budget_of(device, student.task)
     pruning = recipe.pruning_of(student)
-    shape = pruned_shape(student.shape, pruning.layers, pruning.neurons, pruning.heads)
-    work = workload(shape, student.task, recipe.precision, min(budget.tokens, pruning.positions or student.max_tokens))
-    preferred = next((each for each in device.runtimes if each.device == "cpu"), device.runtimes[0])
+    if pruning.vocabulary == 0:
+        pruning = replace(pruning, vocabulary=trimmed)
+    shape = pruned_shape(student.shape, pruning)
+    tokens = min(budget.tokens, pruning.positions or student.max_tokens)
+    work = workload(shape, student.task, recipe.precision, tokens)
+    preferred = preferred_runtime(device, recipe.precision, runtimes)
     predicted = predict(device, work, preferred.name, preferred.threads)
+    tokenizer = len(student.tokenizer.to_str()) * shape.vocabulary / student.shape.vocabulary
+    disk_mib = (work.weight_bytes + tokenizer) / MIB
     figures = {
         "p90_ms": Figure(predicted.p90_ms, "estimated"),
         "peak_rss_mib": Figure(predicted.peak_rss_mib, "estimated"),
-        "disk_mib": Figure(work.weight_bytes / MIB, "estimated"),
+        "disk_mib": Figure(disk_mib, "estimated"),
     }
     return Step(
-        recipe.name,
-        device.id,
-        preferred.name,
-        predicted.p90_ms,
-        predicted.peak_rss_mib,
-        work.weight_bytes / MIB,
-        predicted.error_fraction,
-        tuple(check(budget, figures)),
+        recipe=recipe.name,
+        device=device.id,
+        runtime=preferred.name,
+        threads=preferred.threads,
+        tokens=tokens,
+        p90_ms=predicted.p90_ms,
+        peak_rss_mib=predicted.peak_rss_mib,
+        disk_mib=disk_mib,
+        error_fraction=predicted.error_fraction,
+        findings=tuple(check(budget, figures)),
     )

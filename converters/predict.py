@@ -15,11 +15,20 @@ from .training_data import Example, collate
 BATCH = 64
 
 
-def predict(graph: TorchGraph, examples: Sequence[Example], batch_size: int = BATCH) -> list[NDArray[np.float32]]:
-    """Each example's output in float32: logits ``[labels]`` or ``[T, labels]``, or an embedding ``[W]``."""
+def predict(
+    graph: TorchGraph,
+    examples: Sequence[Example],
+    batch_size: int = BATCH,
+    on_progress: Callable[[float], None] | None = None,
+) -> list[NDArray[np.float32]]:
+    """Each example's output in float32: logits ``[labels]`` or ``[T, labels]``, or an embedding ``[W]``.
+
+    ``on_progress`` is told the part of the tokens that is done, 0 to 1.
+    """
     graph.eval()
     order = sorted(range(len(examples)), key=lambda number: len(examples[number].ids))
     found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
+    tokens, done = sum(len(example.ids) for example in examples), 0
     left = graph.anatomy.padding_side == "left"
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
@@ -31,6 +40,9 @@ def predict(graph: TorchGraph, examples: Sequence[Example], batch_size: int = BA
                 if row.ndim == 2:
                     row = row[-length:] if left else row[:length]
                 found[number] = row.copy()
+                done += length
+            if on_progress is not None:
+                on_progress(done / max(1, tokens))
     return found
 
 

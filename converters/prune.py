@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,12 +43,19 @@ class Pruning:
         return self == Pruning()
 
 
-def prune(student: Student, pruning: Pruning, examples: Sequence[Example], texts: Sequence[str]) -> Student:
+def prune(
+    student: Student,
+    pruning: Pruning,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    on_progress: Callable[[float], None] | None = None,
+) -> Student:
     """The smaller student.
 
     Args:
         examples: made with this student's tokenizer, for the scores of units.
         texts: domain text, for the vocabulary.
+        on_progress: told how far the scoring of units is, 0 to 1.
 
     Raises:
         RecipeError: a size that is larger than the student's, not positive, or that its family cannot have.
@@ -56,7 +63,7 @@ def prune(student: Student, pruning: Pruning, examples: Sequence[Example], texts
     pruning = _checked(student, pruning)
     units = (pruning.layers, pruning.hidden, pruning.heads, pruning.neurons)
     if any(size is not None for size in units):
-        importance = measure_importance(student, examples)
+        importance = measure_importance(student, examples, on_progress=on_progress)
         student = prune_units(student, pruning, importance)
         if pruning.layers is not None:
             student = prune_layers(student, keep_layers(importance, pruning.layers))

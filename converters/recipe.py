@@ -7,10 +7,12 @@ TOML file with the fields of :class:`Recipe`.
 
 from __future__ import annotations
 
+import difflib
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -45,6 +47,8 @@ class Recipe:
         float_epochs: epochs of recovery in float before rounding starts (only where something was pruned or changed).
         training: of the recovery on the grid; its ``epochs`` 0 rounds without training.
         train_tokens: longer texts are cut at this many tokens in training (not in evaluation or on the device).
+        max_tokens: longest input that the student keeps; what it could read beyond costs memory on the device.
+            0 keeps all; ``prune.positions`` goes first.
     """
 
     name: str
@@ -55,45 +59,53 @@ class Recipe:
     float_epochs: int = 1
     training: TrainingSettings = field(default_factory=TrainingSettings)
     train_tokens: int = 128
+    max_tokens: int = 256
 
     def pruning_of(self, student: Student) -> Pruning:
         """The sizes for one student; those that stay are None."""
         shape, keep = student.shape, self.keep
-        heads = _share(shape.heads, keep.width)
         given = self.prune or Pruning()
-        planned = Pruning(
+        heads, hidden = given.heads, given.hidden
+        if heads is None and hidden is None:
+            heads = _share(shape.heads, keep.width)
+            hidden = None if heads is None else heads * shape.head_width
+        is_long = 0 < self.max_tokens < student.max_tokens
+        return Pruning(
             layers=given.layers or _share(shape.layers, keep.layers),
             neurons=given.neurons or _even_share(shape.neurons, keep.neurons),
-            heads=given.heads or (None if given.hidden else heads),
-            hidden=given.hidden or (None if given.heads else heads and heads * shape.head_width),
-            positions=given.positions,
+            heads=heads,
+            hidden=hidden,
+            positions=given.positions or (self.max_tokens if is_long else None),
             vocabulary=given.vocabulary if given.vocabulary is not None else (0 if keep.vocabulary else None),
         )
-        return replace(planned, positions=planned.positions or _short_positions(student))
+
+    def changes(self, student: Student) -> bool:
+        """Whether it takes something out of a student, or alters it, that recovery must make good."""
+        pruning, shape = self.pruning_of(student), student.shape
+        sizes = (
+            (pruning.layers, shape.layers),
+            (pruning.neurons, shape.neurons),
+            (pruning.heads, shape.heads),
+            (pruning.hidden, shape.hidden),
+        )
+        becomes_relu = self.relu and shape.activation != "relu"
+        return becomes_relu or any(size not in (None, present) for size, present in sizes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance and reports."""
         return asdict(self)
 
 
-DEFAULT_POSITIONS = 256
-
-
-def _short_positions(student: Student) -> int | None:
-    """Longest input kept: :data:`DEFAULT_POSITIONS` tokens; what a student reads beyond costs memory on the device."""
-    return DEFAULT_POSITIONS if student.max_tokens > DEFAULT_POSITIONS else None
-
-
 def _share(size: int, share: float) -> int | None:
-    return None if share >= 1 else max(1, round(size * share))
+    kept = max(1, round(size * share))
+    return None if kept >= size else kept
 
 
 def _even_share(size: int, share: float) -> int | None:
     """A share in multiples of 32, which int8 kernels take without padding."""
-    if share >= 1:
-        return None
     step = 32 if size >= 64 else 1
-    return max(step, round(size * share / step) * step)
+    kept = max(step, round(size * share / step) * step)
+    return None if kept >= size else kept
 
 
 _TRAINING = TrainingSettings(
@@ -108,10 +120,14 @@ LADDER: tuple[Recipe, ...] = (
     Recipe("harsh", keep=Shares(layers=0.5, neurons=0.34, width=0.67), relu=True, training=_TRAINING),
 )
 
-ROUND_ONLY = Recipe("round", keep=Shares(vocabulary=False), float_epochs=0, training=replace(_TRAINING, epochs=0))
+_AS_IT_IS = Recipe(
+    "as-it-is", keep=Shares(vocabulary=False), float_epochs=0, training=replace(_TRAINING, epochs=0), max_tokens=0
+)
+
+ROUND_ONLY = replace(_AS_IT_IS, name="round")
 """Rounds the student as it is: no pruning, no training. For comparison, and where there is no time."""
 
-FLOAT = Recipe("float", "fp32", keep=Shares(vocabulary=False), float_epochs=0, training=replace(_TRAINING, epochs=0))
+FLOAT = replace(_AS_IT_IS, name="float", precision="fp32")
 """Exports the student as it is, in float32."""
 
 NAMED: dict[str, Recipe] = {recipe.name: recipe for recipe in (*LADDER, ROUND_ONLY, FLOAT)}
@@ -127,37 +143,75 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
         return NAMED[str(name_or_path)]
     path = Path(name_or_path)
     if not path.is_file():
-        raise RecipeError(f"there is no recipe {str(name_or_path)!r}; named ones are {', '.join(NAMED)}, or give a file")
+        near = difflib.get_close_matches(str(name_or_path), NAMED, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise RecipeError(
+            f"there is no recipe {str(name_or_path)!r}{hint}; named ones are {', '.join(NAMED)}, or give a TOML file"
+        )
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path} is not TOML that can be read: {error}") from error
     content.setdefault("name", path.stem)
-    unknown = set(content) - {"name", "precision", "keep", "prune", "relu", "float_epochs", "training", "train_tokens"}
-    if unknown:
-        raise RecipeError(f"{path}: unknown key {sorted(unknown)[0]!r}; a recipe has {', '.join(Recipe.__annotations__)}")
+    return recipe_from(content, str(path))
+
+
+def recipe_from(content: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe from plain values, as :meth:`Recipe.as_dict` gives them; ``where`` they come from is for messages.
+
+    Raises:
+        RecipeError: an unknown key, a value of the wrong type or out of range.
+    """
+    _refuse_unknown(content, Recipe, where, "")
     try:
         recipe = msgspec.convert(content, Recipe)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{path}: {error}") from error
-    for share in ("layers", "neurons", "width"):
-        if not 0 < getattr(recipe.keep, share) <= 1:
-            raise RecipeError(f"{path}: keep.{share} is {getattr(recipe.keep, share)}; give a share over 0, at most 1")
-    _check_training(path, recipe)
+        raise RecipeError(f"{where}: {str(error).replace('`$.', '`')}") from error
+    _check_ranges(recipe, where)
     return recipe
 
 
-def _check_training(path: Path, recipe: Recipe) -> None:
-    training = recipe.training
-    for name in ("epochs", "patience"):
-        if getattr(training, name) < 0:
-            raise RecipeError(f"{path}: training.{name} is {getattr(training, name)}; give 0 or more")
-    for name in ("batch_size", "accumulate", "evaluations"):
-        if getattr(training, name) < 1:
-            raise RecipeError(f"{path}: training.{name} is {getattr(training, name)}; give 1 or more")
-    if recipe.float_epochs < 0 or recipe.train_tokens < 8:
-        raise RecipeError(f"{path}: float_epochs must be 0 or more, and train_tokens 8 or more")
-    if not 0 < training.learning_rate < 1 or not 0 <= training.warmup < 1 or training.losses.temperature <= 0:
-        raise RecipeError(
-            f"{path}: learning_rate must lie between 0 and 1, warmup from 0 to below 1, temperature above 0"
-        )
+def _refuse_unknown(content: Mapping[str, Any], kind: type, where: str, table: str) -> None:
+    """See that a table has no key but the fields of its class, and so down the tables within it."""
+    kinds = get_type_hints(kind)
+    names = [each.name for each in fields(kind)]
+    for key, value in content.items():
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {table}{near[0]}?" if near else f"there are {', '.join(names)}"
+            raise RecipeError(f"{where}: unknown key {table + key!r}; {hint}")
+        inner = next((each for each in (kinds[key], *get_args(kinds[key])) if is_dataclass(each)), None)
+        if isinstance(value, Mapping) and isinstance(inner, type):
+            _refuse_unknown(value, inner, where, f"{table}{key}.")
+
+
+def _check_ranges(recipe: Recipe, where: str) -> None:
+    training, losses, keep = recipe.training, recipe.training.losses, recipe.keep
+    sizes = {f"prune.{each.name}": getattr(recipe.prune, each.name) for each in fields(Pruning)} if recipe.prune else {}
+    vocabulary = sizes.pop("prune.vocabulary", None)
+    weights = {name: getattr(losses, name) for name in ("soft", "hidden", "attention", "labels")}
+    numbers: tuple[tuple[dict[str, Any], float, float, str], ...] = (
+        ({"float_epochs": recipe.float_epochs, "max_tokens": recipe.max_tokens}, 0, 1e6, "0 or more"),
+        ({"train_tokens": recipe.train_tokens}, 8, 1e6, "8 or more"),
+        ({"prune.vocabulary": vocabulary}, 0, 1e9, "0 or more"),
+        (sizes, 1, 1e9, "1 or more"),
+        ({f"keep.{name}": getattr(keep, name) for name in ("layers", "neurons", "width")}, 1e-6, 1, "over 0, at most 1"),
+        ({f"training.{name}": getattr(training, name) for name in ("epochs", "patience")}, 0, 1e6, "0 or more"),
+        ({f"training.{name}": getattr(training, name) for name in ("weight_decay", "clip")}, 0, 1e6, "0 or more"),
+        ({"training.checkpoint_seconds": training.checkpoint_seconds}, 0, 1e9, "0 or more"),
+        ({"training.seed": training.seed}, 0, 2**32 - 1, "0 or more, under 2^32"),
+        (
+            {f"training.{name}": getattr(training, name) for name in ("batch_size", "accumulate", "evaluations")},
+            1, 1e6, "1 or more",
+        ),
+        ({"training.learning_rate": training.learning_rate}, 1e-12, 1, "over 0, at most 1"),
+        ({f"training.{name}": getattr(training, name) for name in ("warmup", "dropout")}, 0, 0.99, "0 to 0.99"),
+        ({f"training.losses.{name}": value for name, value in weights.items()}, 0, 1e6, "0 or more"),
+        ({"training.losses.temperature": losses.temperature}, 1e-3, 1e3, "0.001 to 1,000"),
+    )  # fmt: skip
+    for named, least, most, wanted in numbers:
+        for name, value in named.items():
+            if value is not None and not least <= value <= most:
+                raise RecipeError(f"{where}: {name} is {value}; give {wanted}")
+    if training.epochs and not any(weights.values()):
+        raise RecipeError(f"{where}: every loss in training.losses counts 0, so there is nothing to learn from")

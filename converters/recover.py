@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import RecipeError
+from .advance import Advance, OnAdvance, part_of, unwatched
 from .conversion_data import Texts, examples_of
 from .predict import predict, scorer
 from .recipe import Recipe
@@ -55,7 +55,7 @@ def recover(
     max_tokens: int | None = None,
     checkpoints: Path | None = None,
     resume: bool = False,
-    report: Callable[[str, Progress], None] | None = None,
+    on_advance: OnAdvance = unwatched,
 ) -> Recovered:
     """Train a student as the recipe says: first in float where it was ``changed``, then on the grid.
 
@@ -64,13 +64,14 @@ def recover(
         teacher: what it learns from; mostly the unpruned student.
         changed: whether units went or the activation was swapped, so that float recovery comes first.
         checkpoints: folder for the state of training; with ``resume`` it is taken up from there.
-        report: told the phase's name and where it is.
+        on_advance: told the phase and how far it is.
 
     Raises:
         InputError: no data, or checkpoints of another run.
+        OutputError: the checkpoints cannot be written.
     """
     teacher_graph = TorchGraph(teacher).eval()
-    examples = examples_of(train_texts, student, teacher, max_tokens)
+    examples = examples_of(train_texts, student, teacher, max_tokens, part_of(on_advance, "cutting texts into tokens"))
     validation = examples_of(validation_texts, student, None, max_tokens)
     goals = None
     if student.task == "embed":
@@ -80,7 +81,15 @@ def recover(
     settings = recipe.training
     total = settings.epochs
 
-    def run(name: str, graph: TorchGraph, epochs: int) -> TorchGraph:
+    def run(name: str, words: str, graph: TorchGraph, epochs: int) -> TorchGraph:
+        best: list[float] = []
+
+        def tell(progress: Progress) -> None:
+            if progress.score is not None:
+                best.append(progress.score)
+            score = f", validation {max(best):.4f}" if best else ""
+            on_advance(Advance(words, progress.step / progress.steps, f"loss {progress.loss:.3f}{score}"))
+
         result = train(
             graph,
             examples,
@@ -89,16 +98,18 @@ def recover(
             evaluate=score,
             checkpoints=None if checkpoints is None else checkpoints / name,
             resume=resume,
-            report=None if report is None else lambda progress: report(name, progress),
+            report=tell,
         )
         phases.append((name, result))
         return result.graph
 
     if changed and recipe.float_epochs > 0 and total > 0:
-        graph = run("float", TorchGraph(student), recipe.float_epochs)
+        graph = run("float", "recovering in float", TorchGraph(student), recipe.float_epochs)
         student = student.with_state(graph.state())
     graph = TorchGraph(student, recipe.precision)
+    on_advance(Advance("calibrating", 0.0))
     calibrate(graph, examples)
+    on_advance(Advance("calibrating", 1.0))
     if recipe.precision != "fp32" and total > 0:
-        graph = run("grid", graph, total)
+        graph = run("grid", "training on the grid", graph, total)
     return Recovered(graph.eval(), tuple(phases))

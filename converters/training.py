@@ -1,7 +1,8 @@
 """The training loop: ``accelerate`` underneath, so that one machine or many is ``accelerate launch``.
 
 Order of data, weights and dropout follow the seed. Every so often the whole state goes to a checkpoint folder
-(written aside, then renamed); a run that was killed takes it up and comes to the same losses.
+(written aside, then renamed); a run that was killed takes it up and comes to the same losses. Ctrl-C waits for
+the step to end and keeps the state first.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
@@ -24,6 +29,7 @@ from transformers import get_cosine_schedule_with_warmup
 from ..errors import InputError
 from .distillation import Distillation, DistillationWeights
 from .fake_quantize import StaticQuantizer
+from .output_errors import output_errors
 from .torch_graph import Recording, TorchGraph
 from .training_data import Batch, Example, batch_orders, collate
 
@@ -134,14 +140,45 @@ def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(aside, ignore_errors=True)
-    accelerator.save_state(str(aside), safe_serialization=False)
+    try:
+        with output_errors(folder):
+            accelerator.save_state(str(aside), safe_serialization=False)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         target = folder / f"step-{step}"
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
+        with output_errors(folder):
+            shutil.rmtree(target, ignore_errors=True)
+            aside.rename(target)
         for older in _checkpoints(folder)[:-1]:
             shutil.rmtree(older, ignore_errors=True)
+
+
+@contextmanager
+def _interrupt_held_back(held: bool) -> Iterator[Callable[[], bool]]:
+    """Yields what tells whether Ctrl-C was pressed; a second press interrupts at once.
+
+    Where the program handles it itself, or off the main thread, nothing is held back.
+    """
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not (held and ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def train(
@@ -164,12 +201,15 @@ def train(
 
     Raises:
         InputError: no examples, ``resume`` without a folder, or checkpoints of another run in it.
+        OutputError: a checkpoint cannot be written.
+        KeyboardInterrupt: Ctrl-C; with ``checkpoints`` the state is kept first.
     """
     if not examples:
         raise InputError("there is nothing to train on: the training data has no usable rows")
     precision = settings.mixed_precision
     if precision == "auto":
         precision = "bf16" if native_bf16() else "no"
+    AcceleratorState._reset_state()  # else it refuses another precision than the process's first training had
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     set_seed(settings.seed)
     torch.set_flush_denormal(True)  # vanishing gradients become denormal numbers, which CPUs compute very slowly
@@ -211,46 +251,50 @@ def train(
         )
         return loss
 
-    stop = False
+    stop = settings.patience > 0 and counters.stale >= settings.patience
     marks = {round(updates_an_epoch * (part + 1) / settings.evaluations) for part in range(settings.evaluations)}
-    for epoch in range(settings.epochs):
-        order = batch_orders(lengths, settings.batch_size, settings.seed, epoch)
-        mine = order[accelerator.process_index :: shares]
-        for update in range(updates_an_epoch):
-            step = epoch * updates_an_epoch + update + 1
-            if step <= counters.step:
-                continue
-            # Every process does as many batches; one that ran out takes its first again.
-            parts = mine[update * settings.accumulate : (update + 1) * settings.accumulate] or mine[:1]
-            total = 0.0
-            model.train()
-            for part in parts:
-                loss = loss_of(collate([examples[i] for i in part], graph.student, teacher and teacher.student))
-                accelerator.backward(loss / len(parts))
-                total += float(loss.detach()) / len(parts)
-            if settings.clip > 0:
-                accelerator.clip_grad_norm_(trained.parameters(), settings.clip)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad()
-            counters.step = step
-            counters.losses.append(total)
-            score = None
-            if update + 1 in marks:
-                score = _evaluate(accelerator, graph, evaluate, counters, epoch)
-                stop = settings.patience > 0 and counters.stale >= settings.patience
-            if report is not None and accelerator.is_main_process:
-                pace = (time.monotonic() - started) / max(1, step - first)
-                late = counters.losses[-20:]
-                report(Progress(step, updates, sum(late) / len(late), score, pace * (updates - step)))
-            due = time.monotonic() - saved >= settings.checkpoint_seconds
-            if checkpoints is not None and (due or stop or step == updates):
-                _save(accelerator, checkpoints, step)
-                saved = time.monotonic()
+    held = checkpoints is not None and shares == 1
+    with _interrupt_held_back(held) as interrupted:
+        for epoch in range(settings.epochs):
             if stop:
                 break
-        if stop:
-            break
+            order = batch_orders(lengths, settings.batch_size, settings.seed, epoch)
+            mine = order[accelerator.process_index :: shares]
+            for update in range(updates_an_epoch):
+                step = epoch * updates_an_epoch + update + 1
+                if step <= counters.step:
+                    continue
+                # Every process does as many batches; one that ran out takes its first again.
+                parts = mine[update * settings.accumulate : (update + 1) * settings.accumulate] or mine[:1] or order[:1]
+                total = 0.0
+                model.train()
+                for part in parts:
+                    loss = loss_of(collate([examples[i] for i in part], graph.student, teacher and teacher.student))
+                    accelerator.backward(loss / len(parts))
+                    total += float(loss.detach()) / len(parts)
+                if settings.clip > 0:
+                    accelerator.clip_grad_norm_(trained.parameters(), settings.clip)
+                optimiser.step()
+                schedule.step()
+                optimiser.zero_grad()
+                counters.step = step
+                counters.losses.append(total)
+                score = None
+                if update + 1 in marks:
+                    score = _evaluate(accelerator, graph, evaluate, counters, epoch)
+                    stop = settings.patience > 0 and counters.stale >= settings.patience
+                if report is not None and accelerator.is_main_process:
+                    pace = (time.monotonic() - started) / max(1, step - first)
+                    late = counters.losses[-20:]
+                    report(Progress(step, updates, sum(late) / len(late), score, pace * (updates - step)))
+                due = time.monotonic() - saved >= settings.checkpoint_seconds
+                if checkpoints is not None and (due or stop or step == updates or interrupted()):
+                    _save(accelerator, checkpoints, step)
+                    saved = time.monotonic()
+                if interrupted():
+                    raise KeyboardInterrupt
+                if stop:
+                    break
     if counters.best_state is not None:
         graph.load_state_dict(counters.best_state)
     graph.eval()
@@ -298,8 +342,9 @@ def _prepare_checkpoints(
         accelerator.load_state(str(present[-1]))
         return
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in present:
-            shutil.rmtree(stale)
-        record.write_text(json.dumps(fingerprint), encoding="utf-8")
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in present:
+                shutil.rmtree(stale)
+            record.write_text(json.dumps(fingerprint), encoding="utf-8")
 

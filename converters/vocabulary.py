@@ -44,14 +44,8 @@ def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> St
     """
     if not texts:
         raise RecipeError("the vocabulary is trimmed to domain text, and there is none")
-    counts: Counter[int] = Counter()
-    for start in range(0, len(texts), 1000):
-        for encoding in student.tokenizer.encode_batch(list(texts[start : start + 1000])):
-            counts.update(encoding.ids)
     description = json.loads(student.tokenizer.to_str())
-    rows = student.shape.vocabulary
-    kept = _kept_ids(student, description, counts, size)
-    kept = [number for number in kept if number < rows]
+    kept = _kept_rows(student, description, texts, size)
     new_id = {old: new for new, old in enumerate(kept)}
     tokenizer = Tokenizer.from_str(json.dumps(_rewritten(description, new_id)))
     if size == 0 or len(kept) < size:
@@ -81,6 +75,21 @@ def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> St
         tokenizer_config=tokenizer_config,
         pad_id=new_id.get(student.pad_id, 0),
     )
+
+
+def trimmed_size(student: Student, texts: Sequence[str], size: int = 0) -> int:
+    """How many tokens :func:`trim_vocabulary` keeps; raises as it does."""
+    return len(_kept_rows(student, json.loads(student.tokenizer.to_str()), texts, size))
+
+
+def _kept_rows(student: Student, description: Mapping[str, Any], texts: Sequence[str], size: int) -> list[int]:
+    """Rows of the embedding table to keep, ascending."""
+    counts: Counter[int] = Counter()
+    for start in range(0, len(texts), 1000):
+        for encoding in student.tokenizer.encode_batch(list(texts[start : start + 1000])):
+            counts.update(encoding.ids)
+    rows = student.shape.vocabulary
+    return [number for number in _kept_ids(student, description, counts, size) if number < rows]
 
 
 def _kept_ids(student: Student, description: Mapping[str, Any], counts: Counter[int], size: int) -> list[int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..device_profiles.cost_model import Workload
 from .anatomy import Shape, Task
+from .prune import Pruning
 
 BYTES = {"fp32": 4, "w8a8-static": 1, "w8a8-dynamic": 1}
 OPERATORS_OF_LAYER = 14
@@ -35,20 +38,16 @@ def workload(shape: Shape, task: Task, precision: str, tokens: int) -> Workload:
     )
 
 
-def pruned_shape(shape: Shape, layers: int | None, neurons: int | None, heads: int | None) -> Shape:
-    """The sizes after pruning, None where they stay; heads take the hidden width with them."""
-    width = shape.head_width
-    hidden = shape.hidden if heads is None else heads * width
-    return Shape(
-        layers=layers or shape.layers,
+def pruned_shape(shape: Shape, pruning: Pruning) -> Shape:
+    """The sizes after pruning. A ``vocabulary`` of 0 (what the domain uses) is not known yet and stays whole."""
+    hidden = pruning.hidden or (pruning.heads or shape.heads) * shape.head_width
+    return replace(
+        shape,
+        layers=pruning.layers or shape.layers,
         hidden=hidden,
-        heads=heads or shape.heads,
-        neurons=neurons or shape.neurons,
-        vocabulary=shape.vocabulary,
-        positions=shape.positions,
+        heads=pruning.heads or max(1, hidden // shape.head_width),
+        neurons=pruning.neurons or shape.neurons,
+        vocabulary=min(pruning.vocabulary or shape.vocabulary, shape.vocabulary),
+        positions=min((pruning.positions or shape.positions) + shape.position_offset, shape.positions),
         embedding=hidden if shape.embedding == shape.hidden else shape.embedding,
-        labels=shape.labels,
-        activation=shape.activation,
-        eps=shape.eps,
-        position_offset=shape.position_offset,
     )

@@ -122,7 +122,7 @@ def by_preference(
         for artifact in artifacts:
             if artifact.runtime != preference.name:
                 continue
-            reason = None if explicit else _avoided(artifact, preference)
+            reason = None if explicit else avoided(artifact.precision, preference)
             if reason is None:
                 chosen.append(Candidate(artifact, preference.device, preference.threads))
             else:
@@ -141,10 +141,10 @@ def by_preference(
     )
 
 
-def _avoided(artifact: ArtifactEntry, preference: RuntimePreference) -> str | None:
-    """Why the profile says not to use the artifact's precision, or None. Entries that name none are for people."""
+def avoided(precision: str, preference: RuntimePreference) -> str | None:
+    """Why a profile says not to use a precision on a runtime, or None. Its entries that name none are for people."""
     for avoid in preference.avoid:
-        if artifact.precision in avoid.what.lower().split():
+        if precision in avoid.what.lower().split():
             return avoid.why
     return None
 
