@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from edgescribe import BundleError, EngineError, ProfileError, UsageError, WrongAnswerError, load
-from edgescribe.device_profiles.profiles import profile_toml
+from edgescribe.device_profiles.profiles import load_profile, profile_toml
 from edgescribe.device_profiles.schema import (
     Accelerator,
     Avoid,
@@ -24,7 +24,7 @@ from edgescribe.device_profiles.schema import (
     RuntimePreference,
 )
 from edgescribe.sdk.bundle import read_bundle
-from edgescribe.sdk.load import this_machines_cores
+from edgescribe.sdk.load import by_preference, this_machines_cores
 from edgescribe.sdk.manifest import Measurement
 
 RUNTIMES = ("onnxruntime", "openvino", "litert")
@@ -118,6 +118,16 @@ def test_what_a_profile_says_to_avoid(three_runtimes: Path, profile: Callable[..
         load(three_runtimes, device=path, runtime="litert")
     with load(three_runtimes, device=path, runtime="litert", precision="fp32") as student:
         assert student.info.runtime == "litert"
+
+
+@pytest.mark.parametrize("precision", ["w8a8-static", "w8a8-dynamic"])
+def test_openvinos_int8_is_passed_over_on_a_desktop_without_vnni(three_runtimes: Path, precision: str) -> None:
+    artifacts = read_bundle(three_runtimes).artifacts()
+    rounded = tuple(msgspec.structs.replace(artifact, precision=precision) for artifact in artifacts)
+    without, having = load_profile("desktop-avx2"), load_profile("desktop-avx512-vnni")
+    assert [each.artifact.runtime for each in by_preference(rounded, without)] == ["onnxruntime", "litert"]
+    assert by_preference(rounded, having)[0].artifact.runtime == "openvino"
+    assert by_preference(artifacts, without)[0].artifact.runtime == "openvino"  # float32 is right everywhere
 
 
 def test_a_device_that_runs_nothing_of_the_bundle(classify_folder: Path, profile: Callable[..., Path]) -> None:
