@@ -21,6 +21,7 @@ PROVIDER = "CPUExecutionProvider"
 _DAMAGED = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel", "UnicodeDecodeError")
 _DTYPES = {"tensor(int32)": "int32", "tensor(float)": "float32"}
 _FATAL_ONLY = 4
+_EXACT_ON_X86 = {"avx512_vnni", "avx_vnni", "avx_vnni_int8"}
 
 
 def engine() -> Any:
@@ -135,7 +136,22 @@ def _session_options(module: Any, threads: int, spinning: bool) -> Any:
     # What fails is raised as well, so its log line would say it twice.
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    if products_saturate():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def products_saturate(root: Path = Path("/")) -> bool:
+    """Whether this CPU's int8 products need the engine's exact, slower kernels.
+
+    On x86-64 without VNNI the quick kernels add pairs of 8-bit products in 16 bits, which saturates and gives wrong
+    answers without a word (docs/decisions/007). With VNNI they are exact, and the option would only cost time.
+    """
+    from ..device_profiles.probe_cpu import probe_cpu
+
+    cpu = probe_cpu(root)
+    features = {feature for cluster in cpu.clusters.values() for feature in cluster.features}
+    return cpu.isa == "x86_64" and not features & _EXACT_ON_X86
 
 
 def _effective(module: Any, session: Any) -> Effective:

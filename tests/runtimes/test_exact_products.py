@@ -1,0 +1,25 @@
+"""ONNX Runtime is told to multiply exactly where this CPU's quick int8 kernels saturate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgescribe.runtimes.onnxruntime import products_saturate
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "saturates"),
+    [
+        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Haswell\nflags : fpu avx avx2 fma\n", True),
+        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Skylake\nflags : avx2 avx512f avx512bw\n", True),
+        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Ice Lake\nflags : avx2 avx512f avx512_vnni\n", False),
+        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : N100\nflags : avx2 avx_vnni\n", False),
+        ("processor : 0\nFeatures : fp asimd crc32\nCPU implementer : 0x41\nCPU part : 0xd03\n", False),
+    ],
+)
+def test_exact_kernels_are_asked_for_without_vnni(tmp_path: Path, cpuinfo: str, saturates: bool) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(cpuinfo)
+    assert products_saturate(tmp_path) is saturates
