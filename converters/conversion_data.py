@@ -74,7 +74,7 @@ def hold_out(texts: Texts, seed: int) -> tuple[Texts, Texts]:
 
 
 def check_labels(texts: Texts, known: Sequence[str], path: Path) -> None:
-    """See that every label of a file is one that the student knows.
+    """See that every label of a file is one that the student knows (``embed`` has none).
 
     Raises:
         DataError: names the labels that are not.
@@ -83,7 +83,8 @@ def check_labels(texts: Texts, known: Sequence[str], path: Path) -> None:
     if strange:
         raise DataError(
             f"{path} has labels that the student does not know: {', '.join(strange[:5])}"
-            f"{' …' if len(strange) > 5 else ''}; it knows {', '.join(list(known)[:30])}"
+            f"{' …' if len(strange) > 5 else ''}; it knows {', '.join(list(known)[:30])}. A student is converted for "
+            "the classes that it was trained on: fine-tune it first, or correct the file"
         )
 
 
