@@ -142,6 +142,12 @@ class Anatomy:
         found = [each for each in self.parameters if "{layer}" not in each.name]
         return not self.shared_layers and any({"head", "heads"} & set(each.axes) for each in found)
 
+    def layer_number(self, name: str) -> int | None:
+        """The layer that a tensor of this full name belongs to; None outside of layers or where they share one."""
+        number = re.escape(self.layer_prefix).replace(re.escape("{layer}"), r"(\d+)")
+        found = re.search(rf"(?:^|\.){number}", name)
+        return int(found[1]) if found is not None and found.groups() else None
+
     def embedding_follows_hidden(self, names: Mapping[str, Any]) -> bool:
         """Whether the embedding tables lie right on the hidden width, without a projection (``names``: the weights)."""
         return self.projection is None or not any(name.endswith(self.projection) for name in names)

@@ -27,12 +27,26 @@ ZERO_POINT_UNIT = 64.0
 SMALLEST_SCALE = 1e-6
 
 
+class _RoundedRows(torch.autograd.Function):
+    """Rounds each row to symmetric int8; the very numbers of the grid come out, and gradients pass unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """``x`` ``[…, columns]``."""
+        scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127.0
+        rounded: torch.Tensor = torch.clamp(torch.round(x / scale), -127, 127) * scale
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """Straight through."""
+        return gradient
+
+
 def fake_quantize_rows(weight: torch.Tensor) -> torch.Tensor:
     """``weight`` ``[…, columns]`` rounded to int8 with one scale for each row; straight-through gradient."""
-    with torch.no_grad():
-        scale = weight.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127.0
-        rounded = torch.clamp(torch.round(weight / scale), -127, 127) * scale
-    return weight + (rounded - weight).detach()
+    rounded: torch.Tensor = _RoundedRows.apply(weight)  # type: ignore[no-untyped-call]
+    return rounded
 
 
 class _LearnedGrid(torch.autograd.Function):
@@ -46,6 +60,7 @@ class _LearnedGrid(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
         """``x`` float32 of any shape, ``scale`` and ``zero_point`` ``[1]``."""
         zero = int(torch.clamp(torch.round(zero_point), -128, 127))
+        rounded: torch.Tensor
         rounded, inside = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(x, float(scale), zero, -128, 127)
         # An odd step that does not divide the width visits every column.
         step = max(1, x.numel() // SAMPLE) | 1
@@ -79,6 +94,7 @@ class StaticQuantizer(nn.Module):
 
     log_scale: nn.Parameter
     shift: nn.Parameter
+    started: torch.Tensor
 
     def __init__(self, rectified: bool = False) -> None:
         super().__init__()
@@ -102,7 +118,8 @@ class StaticQuantizer(nn.Module):
             return x
         dtype = x.dtype
         scale = self.log_scale.exp().clamp(min=SMALLEST_SCALE)
-        result: torch.Tensor = _LearnedGrid.apply(x.float(), scale, self.shift * ZERO_POINT_UNIT)
+        zero_point = self.shift * ZERO_POINT_UNIT
+        result: torch.Tensor = _LearnedGrid.apply(x.float(), scale, zero_point)  # type: ignore[no-untyped-call]
         return result.to(dtype)
 
     @torch.no_grad()
@@ -141,7 +158,7 @@ class StaticQuantizer(nn.Module):
         return Grid(scale=float(self.log_scale.exp().clamp(min=SMALLEST_SCALE).item()), zero_point=zero)
 
     def _load_from_state_dict(self, *arguments: object, **keywords: object) -> None:
-        super()._load_from_state_dict(*arguments, **keywords)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*arguments, **keywords)
         self._is_started = None
 
 
@@ -150,7 +167,4 @@ class DynamicQuantizer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` ``[…, width]``."""
-        with torch.no_grad():
-            scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127.0
-            rounded = torch.clamp(torch.round(x / scale), -127, 127) * scale
-        return x + (rounded - x).detach()
+        return fake_quantize_rows(x.float()).to(x.dtype)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from ..errors import RecipeError
@@ -122,30 +123,35 @@ def prune_units(student: Student, pruning: Pruning, importance: Importance) -> S
 
     Layer norms then run over fewer units: their gains and biases are corrected by the statistics of what they
     gave before, so that the mean and spread of the units that stay are as they were.
+
+    Raises:
+        RecipeError: a hidden width that the family cannot have.
     """
-    shape, anatomy = student.shape, student.anatomy
-    groups = len(importance.heads)
+    shape, anatomy, layout = student.shape, student.anatomy, student.layout
+    follows = anatomy.embedding_follows_hidden(student.state)
+    if pruning.hidden is not None:
+        _check_width(student, pruning.hidden, follows)
     hidden = _best(importance.hidden, pruning.hidden) if pruning.hidden is not None else None
-    heads = [_best(importance.heads[layer], pruning.heads) if pruning.heads else None for layer in range(groups)]
-    neurons = [_best(importance.neurons[layer], pruning.neurons) if pruning.neurons else None for layer in range(groups)]
-    layout = anatomy.parameters_of(student.task, shape.layers)
-    embedding_is_hidden = shape.embedding == shape.hidden and anatomy.embedding_follows_hidden(student.state)
+    heads = _kept_heads(student, pruning, importance)
+    neurons = [_best(scores, pruning.neurons) if pruning.neurons else None for scores in importance.neurons]
     state = {}
     for name, tensor in student.state.items():
         parameter = layout[name]
-        layer = _layer_number(student, name) if groups > 1 else 0
-        if hidden is not None and parameter.kind == "norm" and parameter.axes == ("hidden",):
-            tensor = _corrected_norm(student, name, tensor, hidden, importance)
+        layer = anatomy.layer_number(name) or 0
         for axis, role in enumerate(parameter.axes):
             kept: torch.Tensor | None = None
-            if role == "hidden" or (role == "embedding" and embedding_is_hidden):
+            if role == "hidden" or (role == "embedding" and follows):
                 kept = hidden
+                if kept is not None and parameter.kind == "norm":
+                    tensor = _corrected_norm(student, name, tensor, kept, importance)
             elif role == "neurons":
                 kept = neurons[layer]
-            elif role == "heads":
+            elif role == "head":
                 kept = heads[layer]
-                if kept is not None and tensor.shape[axis] != shape.heads:
-                    kept = (kept[:, None] * shape.head_width + torch.arange(shape.head_width)).reshape(-1)
+            elif role == "heads" and (numbers := heads[layer]) is not None:
+                kept = (numbers[:, None] * shape.head_width + torch.arange(shape.head_width)).reshape(-1)
+            elif role == "sinusoids" and hidden is not None:
+                tensor = _refitted(student, tensor, len(hidden))
             if kept is not None:
                 tensor = tensor.index_select(axis, kept)
         state[name] = tensor.contiguous()
@@ -155,18 +161,35 @@ def prune_units(student: Student, pruning: Pruning, importance: Importance) -> S
         config[fields["hidden"]], config[fields["heads"]] = len(hidden), pruning.heads
         if "head_width" in fields:
             config[fields["head_width"]] = shape.head_width
-        if embedding_is_hidden and "embedding" in fields:
+        if follows and "embedding" in fields:
             config[fields["embedding"]] = len(hidden)
     if pruning.neurons is not None:
         config[fields["neurons"]] = pruning.neurons
     return replace(student, config=config, state=state)
 
 
-def _layer_number(student: Student, name: str) -> int:
-    for layer in range(student.shape.layers):
-        if student.anatomy.layer_prefix.format(layer=layer) in name:
-            return layer
-    return 0
+def _check_width(student: Student, hidden: int, embedding_follows: bool) -> None:
+    shape, anatomy = student.shape, student.anatomy
+    if anatomy.sinusoids is not None and hidden % 2:
+        raise RecipeError(
+            f"the recipe asks for a hidden width of {hidden}; the family {anatomy.model_type} needs an even one: "
+            f"give an even number of heads (each is {shape.head_width} wide)"
+        )
+    optional = any(each.name == anatomy.projection and each.when is not None for each in anatomy.parameters)
+    if optional and not embedding_follows and hidden == shape.embedding:
+        raise RecipeError(
+            f"the recipe asks for a hidden width of {hidden}, which is that of the embeddings: in the family "
+            f"{anatomy.model_type} there is then no projection between the two. Give a head more or less"
+        )
+
+
+def _kept_heads(student: Student, pruning: Pruning, importance: Importance) -> list[torch.Tensor | None]:
+    if pruning.heads is None:
+        return [None] * len(importance.heads)
+    if student.anatomy.heads_are_tied:
+        together = torch.stack(importance.heads).sum(0)
+        return [_best(together, pruning.heads)] * len(importance.heads)
+    return [_best(scores, pruning.heads) for scores in importance.heads]
 
 
 def _corrected_norm(
@@ -183,6 +206,21 @@ def _corrected_norm(
     return tensor + student.state[f"{norm}.weight"] * shift
 
 
+def _refitted(student: Student, tensor: torch.Tensor, width: int) -> torch.Tensor:
+    """A matrix over sinusoids ``[W, H, D]`` for sinusoids of another width, whose frequencies are others.
+
+    It is the one that gives, with the least squared error over all offsets that an input can have, the same keys.
+    """
+    sinusoids = student.anatomy.sinusoids
+    if sinusoids is None:
+        return tensor
+    offsets = np.arange(-student.max_tokens, student.max_tokens + 1)
+    before, after = (torch.from_numpy(sinusoids(size)(offsets)).double() for size in (tensor.shape[0], width))
+    keys = before @ tensor.reshape(tensor.shape[0], -1).double()
+    fitted: torch.Tensor = torch.linalg.lstsq(after, keys, driver="gelsd").solution
+    return fitted.float().reshape(width, *tensor.shape[1:])
+
+
 def prune_layers(student: Student, kept: Sequence[int]) -> Student:
     """Keep the layers of the given numbers, ascending."""
     anatomy = student.anatomy
@@ -191,25 +229,24 @@ def prune_layers(student: Student, kept: Sequence[int]) -> Student:
     if anatomy.shared_layers:
         return replace(student, config=config)
     state = {}
-    starts = {anatomy.layer_prefix.format(layer=layer): layer for layer in range(student.shape.layers)}
     for name, tensor in student.state.items():
-        start = next((each for each in starts if each in name), None)
-        if start is None:
+        number = anatomy.layer_number(name)
+        if number is None:
             state[name] = tensor
-        elif starts[start] in kept:
-            state[name.replace(start, anatomy.layer_prefix.format(layer=list(kept).index(starts[start])))] = tensor
+        elif number in kept:
+            now = anatomy.layer_prefix.format(layer=list(kept).index(number))
+            state[name.replace(anatomy.layer_prefix.format(layer=number), now, 1)] = tensor
     return replace(student, config=config, state=state)
 
 
 def prune_positions(student: Student, tokens: int) -> Student:
-    """Shorten the table of positions to inputs of ``tokens`` tokens (families without such a table: the limit alone)."""
+    """Shorten the table of positions to inputs of ``tokens`` tokens (where there is no such table: the limit alone)."""
     anatomy, config = student.anatomy, copy.deepcopy(student.config)
     rows = tokens + student.shape.position_offset
     state = {}
-    layout = anatomy.parameters_of(student.task, student.shape.layers)
     for name, tensor in student.state.items():
-        axes = layout[name].axes
-        state[name] = tensor[:rows].contiguous() if axes and axes[0] == "positions" else tensor
+        axes = student.layout[name].axes
+        state[name] = tensor[:rows].contiguous() if axes[0] == "positions" else tensor
     if "positions" in anatomy.config_fields:
         config[anatomy.config_fields["positions"]] = rows
     tokenizer_config = dict(student.tokenizer_config)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Grid:
-    """An int8 affine grid: ``real = scale * (integer - zero_point)``, integers in [-128, 127]. ``scale`` is a float32."""
+    """An int8 affine grid: ``real = scale * (integer - zero_point)``, integers in [-128, 127]; a float32 scale."""
 
     scale: float
     zero_point: int
@@ -42,7 +42,7 @@ class SiteGrids:
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A linear layer: ``integers`` int8 ``[out, in]``, ``scales`` float32 ``[out]``, ``bias`` float32 ``[out]`` or None."""
+    """A linear layer: ``integers`` int8 ``[out, in]``, ``scales`` and ``bias`` (or None) float32 ``[out]``."""
 
     integers: NDArray[np.int8]
     scales: NDArray[np.float32]

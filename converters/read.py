@@ -132,9 +132,8 @@ def _known_labels(path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The checkpoint's labels in the order of its logits; transformers' own names where it has none."""
     known = config.get("id2label")
     if not known:
-        count = config.get("num_labels")
-        usable = isinstance(count, int) and not isinstance(count, bool) and 0 < count < LARGEST
-        return tuple(f"LABEL_{number}" for number in range(count if usable else 2))
+        count = _number(config, "num_labels", 2)
+        return tuple(f"LABEL_{number}" for number in range(int(count) if 0 < count < LARGEST else 2))
     try:
         numbered = {int(key): str(name) for key, name in known.items()}
     except (AttributeError, TypeError, ValueError) as error:

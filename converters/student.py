@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from .anatomy import Anatomy, Shape, Task, anatomy_of
+from .anatomy import Anatomy, Parameter, Shape, Task, anatomy_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Student:
 
     Attributes:
         config: the checkpoint's ``config.json``.
-        state: weights by full checkpoint name, float32 on the CPU; just the tensors that the anatomy names for ``task``.
+        state: weights by full checkpoint name, float32 on the CPU: just the tensors that ``task`` needs.
         tokenizer: as of ``tokenizer.json``, with neither padding nor truncation set.
         tokenizer_config: content of ``tokenizer_config.json`` (may be empty).
         task: what it is to do.
@@ -55,6 +55,11 @@ class Student:
     def shape(self) -> Shape:
         """Sizes read from the configuration."""
         return self.anatomy.shape(self.config)
+
+    @property
+    def layout(self) -> dict[str, Parameter]:
+        """What each tensor of ``state`` is."""
+        return self.anatomy.layout(self.task, self.shape)
 
     def parameter_count(self) -> int:
         """Number of weights."""

@@ -32,10 +32,11 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @dataclass
 class Recording:
     """What distillation looks at: ``hidden`` ``[B, T, W]`` after each layer (index 0: the embeddings), and
-    ``attention`` ``[B, H, T, T]``, the log-probabilities of each layer."""
+    ``attention`` ``[B, H, T, T]``, the log-probabilities of each layer (unless ``takes_attention`` is off)."""
 
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     attention: list[torch.Tensor] = field(default_factory=list)
+    takes_attention: bool = True
 
 
 class NormStatistics:
@@ -137,7 +138,8 @@ class TorchGraph(nn.Module):
 
     def weight(self, name: str) -> nn.Parameter:
         """The parameter of a full checkpoint name."""
-        return self.weights[self._key(name)]
+        weight: nn.Parameter = self.weights[self._key(name)]
+        return weight
 
     def quantizer_state(self) -> dict[str, torch.Tensor]:
         """The activation grids as tensors by name, for a checkpoint."""
@@ -207,7 +209,7 @@ class TorchGraph(nn.Module):
     def linears(self, x: torch.Tensor, weights: tuple[str, ...], site: str) -> tuple[torch.Tensor, ...]:
         """See GraphBuilder."""
         sizes = [self._matrix(name).shape[0] for name in weights]
-        return tuple(self._product(x, weights, site, None).split(sizes, dim=-1))
+        return torch.split(self._product(x, weights, site, None), sizes, dim=-1)
 
     def _matrix(self, name: str) -> torch.Tensor:
         """``[out, in]`` of a linear layer, found with or without ``.weight`` (XLNet's are bare parameters)."""
@@ -215,8 +217,8 @@ class TorchGraph(nn.Module):
         return as_matrix(self.weight(full), self.layout[full])
 
     def _bias(self, name: str) -> torch.Tensor | None:
-        key = self._key(f"{name}.bias")
-        return self.weights[key] if key in self.weights else None
+        bias: torch.Tensor | None = self.weights.get(self._key(f"{name}.bias"))
+        return bias
 
     def _product(
         self, x: torch.Tensor, names: tuple[str, ...], site: str, activation: ActivationKind | None
@@ -286,7 +288,7 @@ class TorchGraph(nn.Module):
         if self._penalty is None:
             self._penalty = ((1 - mask.to(torch.float32)) * -1e4)[:, None, None, :]
         penalty = self._penalty if bias is None else self._penalty + bias * scale
-        if self._recording is None:
+        if self._recording is None or not self._recording.takes_attention:
             context = functional.scaled_dot_product_attention(q, k, v, penalty.to(q.dtype), scale=scale)
         else:
             scores = (q @ k.transpose(-1, -2)).float() * scale + penalty

@@ -238,6 +238,8 @@ def train(
     if teacher is not None:
         teacher.eval()
 
+    guide = teacher.student if teacher is not None else None
+
     def loss_of(batch: Batch) -> torch.Tensor:
         recording = Recording() if looks_inside else None
         seen, shown = None, Recording() if looks_inside else None
@@ -269,7 +271,7 @@ def train(
                 total = 0.0
                 model.train()
                 for part in parts:
-                    loss = loss_of(collate([examples[i] for i in part], graph.student, teacher and teacher.student))
+                    loss = loss_of(collate([examples[i] for i in part], graph.student, guide))
                     accelerator.backward(loss / len(parts))
                     total += float(loss.detach()) / len(parts)
                 if settings.clip > 0:
