@@ -1,7 +1,7 @@
 """Builds the topic data set "Debian package description -> archive section" from apt's package lists.
 
 Needs Debian (or anything with ``apt-get`` and the package ``debian-archive-keyring``), Python 3.11 and nothing
-else; root is not needed and the system's apt configuration is neither used for sources nor changed::
+else; root is not needed. The archive's address is that of the system's apt sources; nothing of apt's is changed::
 
     python3 build_dataset.py --out topics                # fetches the lists (15 MB) into topics/lists
     python3 build_dataset.py --out topics --ship .       # also writes the compressed files that ship with the sample
@@ -41,7 +41,6 @@ from pathlib import Path
 #: mail and math; haskell, whose descriptions are to the most part one template; rust, lisp and ocaml for size.
 SECTIONS = ("admin", "devel", "fonts", "games", "gnu-r", "golang", "graphics", "java", "javascript", "mail",
             "math", "net", "perl", "php", "python", "ruby", "science", "sound", "text", "x11")  # fmt: skip
-MIRROR = "http://deb.debian.org/debian"
 SUITE = "bookworm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 MIN_WORDS = 25  # shorter long descriptions seldom say what the package is about
@@ -68,6 +67,16 @@ class Text:
 def normalised(text: str) -> str:
     """Lower case, letters and digits only, single spaces."""
     return re.sub(r"\W+", " ", text.lower()).strip()
+
+
+def system_mirror() -> str:
+    """The address of Debian's archive in the system's apt sources; ends the program if there is none."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    mirrors = [uri.rstrip("/") for uri in listed if uri.rstrip("/").endswith("/debian")]
+    if not mirrors:
+        sys.exit("the system's apt sources name no archive of Debian; name one with --mirror")
+    return mirrors[0]
 
 
 def fetch_lists(folder: Path, mirror: str, suite: str) -> None:
@@ -259,7 +268,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the full files")
     parser.add_argument("--ship", type=Path, help="folder for the compressed files of the sample")
     parser.add_argument("--lists", type=Path, help="use lists that are here already; fetches nothing")
-    parser.add_argument("--mirror", default=MIRROR)
+    parser.add_argument("--mirror", help="Debian's archive; by default where the system's apt fetches from")
     parser.add_argument("--suite", default=SUITE)
     options = parser.parse_args()
 
@@ -267,7 +276,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     lists: Path = (options.lists or out / "lists").resolve()
     if options.lists is None:
-        fetch_lists(lists, options.mirror, options.suite)
+        fetch_lists(lists, options.mirror or system_mirror(), options.suite)
 
     splits, unlabelled = split(read_texts(lists))
     files = {name: json_lines(rows) for name, rows in splits.items()}
