@@ -12,10 +12,10 @@ from edgescribe.runtimes.onnxruntime import products_saturate
 @pytest.mark.parametrize(
     ("cpuinfo", "saturates"),
     [
-        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Haswell\nflags : fpu avx avx2 fma\n", True),
-        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Skylake\nflags : avx2 avx512f avx512bw\n", True),
-        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Ice Lake\nflags : avx2 avx512f avx512_vnni\n", False),
-        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : N100\nflags : avx2 avx_vnni\n", False),
+        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Haswell\nflags : lm fpu avx avx2 fma\n", True),
+        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Skylake\nflags : lm avx2 avx512f avx512bw\n", True),
+        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : Ice Lake\nflags : lm avx2 avx512f avx512_vnni\n", False),
+        ("processor : 0\nvendor_id : GenuineIntel\nmodel name : N100\nflags : lm avx2 avx_vnni\n", False),
         ("processor : 0\nFeatures : fp asimd crc32\nCPU implementer : 0x41\nCPU part : 0xd03\n", False),
     ],
 )
