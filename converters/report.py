@@ -21,6 +21,7 @@ from ..device_profiles.budgets import Finding
 from ..errors import OutputError
 from ..sdk.budget_check import BudgetReport
 from .conversion_report import ConversionReport, Stage
+from .evaluate import CONFORMANCE_POINTS
 from .metrics import ClassificationMetrics
 from .report_plots import plots
 
@@ -82,7 +83,7 @@ def report_html(report: ConversionReport) -> str:
     """The report as one HTML page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        percent=_percent, ms=_number, mib=_number, number=_number, count=_count, duration=_duration, figure=_figure
+        percent=_percent, number=_number, count=_count, duration=_duration, figure=_figure
     )
     template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
     best = best_artifact(report)
@@ -97,6 +98,7 @@ def report_html(report: ConversionReport) -> str:
         label_metrics=best.metrics.labels if best and isinstance(best.metrics, ClassificationMetrics) else (),
         plots=[(plot, Markup(plot.svg)) for plot in plots(report, best)],  # matplotlib escapes its texts
         recipe=list(_flat(report.recipe)),
+        conformance=CONFORMANCE_POINTS,
     )
 
 

@@ -46,16 +46,25 @@ _SETTINGS = {
     "legend.fontsize": 9,
     "figure.constrained_layout.use": True,
 }
-_WIDTH = 5.0
+_WIDTH = 4.7
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot: ``svg`` to stand in HTML as it is, ``words`` that tell what it shows, ``wide`` if it needs the room."""
+    """A plot.
+
+    Attributes:
+        title: its heading.
+        svg: the drawing, to stand in HTML as it is.
+        words: what it shows, for those who cannot see it.
+        caption: what stands below it.
+        wide: it needs the page's whole width.
+    """
 
     title: str
     svg: str
     words: str
+    caption: str
     wide: bool = False
 
 
@@ -98,7 +107,7 @@ def _quality_and_latency(report: ConversionReport) -> Plot | None:
             axes.axhline(100 * stage.metrics.score, color=MUTED, linestyle="--", linewidth=1, label="student before")
     axes.set_xlim(left=0)
     axes.margins(y=0.3)
-    axes.set_xlabel("p90 latency of one call, ms (further left is faster)")
+    axes.set_xlabel("p90 latency of one call, ms")
     axes.set_ylabel(f"{word}, %")
     axes.grid(True)
     _legend_below(figure, axes)
@@ -106,7 +115,8 @@ def _quality_and_latency(report: ConversionReport) -> Plot | None:
         f"{stage.name} {100 * metrics.score:.1f} % at {timing.p90_ms:.3g} ms" for stage, timing, metrics in timed
     )
     title = f"{word.capitalize()} against latency"
-    return Plot(title, _svg(figure, "tradeoff"), f"{word.capitalize()} by artifact: {words}.")
+    caption = "Each mark is one artifact: further up is better, further left is faster."
+    return Plot(title, _svg(figure, "tradeoff"), f"{word.capitalize()} by artifact: {words}.", caption)
 
 
 def _latencies(report: ConversionReport) -> Plot | None:
@@ -130,7 +140,8 @@ def _latencies(report: ConversionReport) -> Plot | None:
         f"{stage.name} p50 {timing.p50_ms:.3g}, p90 {timing.p90_ms:.3g}, p99 {timing.p99_ms:.3g} ms"
         for stage, timing in timed
     )
-    return Plot("Latency", _svg(figure, "latency"), f"Latency by artifact: {words}.")
+    caption = "Half of the calls were faster than p50, 90 % faster than p90, 99 % faster than p99."
+    return Plot("Latency", _svg(figure, "latency"), f"Latency by artifact: {words}.", caption)
 
 
 def _confusion(name: str, metrics: ClassificationMetrics) -> Plot:
@@ -164,7 +175,7 @@ def _confusion(name: str, metrics: ClassificationMetrics) -> Plot:
     mistakes = _mistakes(metrics)
     words = f"Confusion matrix of {name}: one row for each true label, one column for each predicted one. "
     words += (f"Most frequent mistakes: {'; '.join(mistakes)}." if mistakes else "There are no mistakes.") + note
-    return Plot(f"Confusion matrix of {name}", _svg(figure, "confusion"), words, wide=count > 8)
+    return Plot(f"Confusion matrix of {name}", _svg(figure, "confusion"), words, words, wide=count > 8)
 
 
 def _reliability(name: str, metrics: ClassificationMetrics) -> Plot:
@@ -201,7 +212,7 @@ def _reliability(name: str, metrics: ClassificationMetrics) -> Plot:
         f"Reliability of {name}: it is on average {100 * mean:.1f} % sure and {100 * metrics.accuracy:.1f} % right "
         f"({tone}); the expected calibration error is {error:.1f} points."
     )
-    return Plot(f"Is {name} as sure as it is right?", _svg(figure, "reliability"), words)
+    return Plot(f"Is {name} as sure as it is right?", _svg(figure, "reliability"), words, words)
 
 
 def _training(report: ConversionReport) -> Plot | None:
@@ -235,7 +246,8 @@ def _training(report: ConversionReport) -> Plot | None:
         right.set_ylabel("validation score, %")
         right.spines["right"].set_visible(True)
     _legend_below(figure, axes, *([right] if scored else []))
-    return Plot("Training", _svg(figure, "training"), f"Training: {'; '.join(words)}.")
+    told = f"{'; '.join(words)}."
+    return Plot("Training", _svg(figure, "training"), f"Training: {told}", told)
 
 
 def _figure(height: float, width: float = _WIDTH) -> tuple[Any, Axes]:
