@@ -131,9 +131,8 @@ class Distillation(nn.Module):
 
     def _attention(self, student: Recording, teacher: Recording, kept: torch.Tensor) -> torch.Tensor:
         total = kept.new_zeros((), dtype=torch.float32)
-        for layer, logs in enumerate(student.attention):
-            goal = teacher.attention[max(self.map[layer + 1] - 1, 0)].exp().mean(1)
-            guess = logs.exp().mean(1)
+        for layer, guess in enumerate(student.attention):
+            goal = teacher.attention[max(self.map[layer + 1] - 1, 0)]
             tokens = min(goal.shape[1], guess.shape[1])
             goal, guess = goal[:, :tokens, :tokens], guess[:, :tokens, :tokens]
             divergence = (goal * (goal.clamp(min=1e-9).log() - guess.clamp(min=1e-9).log())).sum(-1)

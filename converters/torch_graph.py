@@ -32,7 +32,8 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @dataclass
 class Recording:
     """What distillation looks at: ``hidden`` ``[B, T, W]`` after each layer (index 0: the embeddings), and
-    ``attention`` ``[B, H, T, T]``, the log-probabilities of each layer (unless ``takes_attention`` is off)."""
+    ``attention`` ``[B, T, T]``, what each token of each layer attends to, averaged over heads (unless
+    ``takes_attention`` is off)."""
 
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     attention: list[torch.Tensor] = field(default_factory=list)
@@ -291,10 +292,9 @@ class TorchGraph(nn.Module):
         if self._recording is None or not self._recording.takes_attention:
             context = functional.scaled_dot_product_attention(q, k, v, penalty.to(q.dtype), scale=scale)
         else:
-            scores = (q @ k.transpose(-1, -2)).float() * scale + penalty
-            logs = scores.log_softmax(-1)
-            self._recording.attention.append(logs)
-            context = logs.exp().to(v.dtype) @ v
+            shares = ((q * scale) @ k.transpose(-1, -2) + penalty).softmax(-1)
+            self._recording.attention.append(shares.mean(1))
+            context = shares.to(v.dtype) @ v
         return context.transpose(1, 2).reshape(query.shape[0], query.shape[1], -1)
 
     @staticmethod
