@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 
 import torch
-
 from edgescribe.converters.distillation import UNLABELLED, DistillationWeights
 from edgescribe.converters.predict import accuracy, predict, scorer
 from edgescribe.converters.prune import Pruning, prune
@@ -38,9 +37,8 @@ STUDENT = TrainingSettings(epochs=3, learning_rate=8e-4, batch_size=32, losses=D
 def read_rows(folder: Path, name: str) -> list[dict[str, str]]:
     """Rows of ``name.jsonl`` or ``name.jsonl.gz``."""
     plain = folder / f"{name}.jsonl"
-    opened = plain.open(encoding="utf-8") if plain.is_file() else gzip.open(f"{plain}.gz", "rt", encoding="utf-8")
-    with opened as lines:
-        return [json.loads(line) for line in lines]
+    content = plain.read_bytes() if plain.is_file() else gzip.decompress(Path(f"{plain}.gz").read_bytes())
+    return [json.loads(line) for line in content.splitlines()]
 
 
 def show(progress: Progress) -> None:
