@@ -80,7 +80,8 @@ def make_bundle(
         on_artifact: told the name of each artifact (``onnxruntime/w8a8-static``) before it is made.
 
     Raises:
-        UsageError: no graphs or runtimes, unknown ones, or ``max_tokens`` is more than the student reads.
+        UsageError: no graphs or runtimes, unknown ones, ``max_tokens`` is more than the student reads, or
+            SOURCE_DATE_EPOCH is no number.
         OutputError: ``out`` exists, or cannot be written.
         EngineError: an engine is missing, or cannot run the student.
         WrongAnswerError: an artifact does not give what the torch reference gives.
@@ -89,6 +90,15 @@ def make_bundle(
     """
     limit = _checked_limit(student, max_tokens)
     _check_names(graphs, runtimes)
+    provenance = Provenance(
+        source=source.source,
+        source_sha256=source.sha256,
+        recipe=dict(recipe),
+        seed=seed,
+        data_sha256=dict(data_sha256),
+        versions=package_versions(),
+        created=creation_time(),
+    )
     buckets = (*(size for size in BUCKETS if size < limit), limit)
     with BundleWriter(out, force) as writer, tempfile.TemporaryDirectory(prefix="edgescribe-") as scratch:
         tokenizer = pending(TOKENIZER)
@@ -119,15 +129,7 @@ def make_bundle(
                 padding_side=student.anatomy.padding_side,
             ),
             artifacts=tuple(artifacts),
-            provenance=Provenance(
-                source=source.source,
-                source_sha256=source.sha256,
-                recipe=dict(recipe),
-                seed=seed,
-                data_sha256=dict(data_sha256),
-                versions=package_versions(),
-                created=creation_time(),
-            ),
+            provenance=provenance,
         )
         return writer.commit(manifest)
 
