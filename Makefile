@@ -62,13 +62,14 @@ demo: $(BUNDLE)/bundle.json ## install, convert the sample student, evaluate and
 	done
 	@echo; echo 'bundle: $(BUNDLE)'; echo 'report: $(BUNDLE).report/report.html'
 
-# Made once, and taken up where an interrupted conversion left it. Exit code 3 (over a device's budget) leaves a bundle
-# and a report that says so.
+# Made once, and taken up where an interrupted conversion left it. With exit code 3 (over a device's budget) the bundle is
+# there all the same, and what was printed and the report say so.
 $(BUNDLE)/bundle.json: | $(VENV)/.workbench
 	@mkdir -p $(@D)
 	$(EDGESCRIBE) convert $(SAMPLE)/student --task classify --device raspberry-pi-5 --device host \
 		--train $(SAMPLE)/train.jsonl.gz --validation $(SAMPLE)/validation.jsonl.gz --eval $(SAMPLE)/test.jsonl.gz \
-		--out $(BUNDLE) $(if $(wildcard $(BUNDLE).work/conversion.json),--resume) || [ $$? -eq 3 ]
+		--out $(BUNDLE) $(if $(wildcard $(BUNDLE).work/conversion.json),--resume) || \
+		[ $$? -eq 3 ] || { echo 'make demo takes up what was done; make demo-clean throws it away' >&2; exit 1; }
 
 demo-clean: ## take the demo's results away, so that make demo converts anew
 	rm -rf demo
@@ -95,4 +96,4 @@ bench: $(BUNDLE)/bundle.json ## measure the demo's bundle against its peers (REA
 	$(PY) benchmarks/classify.py --bundle $(BUNDLE)
 
 clean: demo-clean ## take the demo, the environment and the caches away
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-peers .arm .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
