@@ -72,7 +72,7 @@ class Student:
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the checkpoint folder (``config.json``, ``model.safetensors``, tokenizer files), creating it."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = dict(self.config)
+        config = {name: value for name, value in self.config.items() if name != "_name_or_path"}
         config["architectures"] = [self.anatomy.architectures[self.task]]
         config["dtype"] = str(dtype).removeprefix("torch.")
         if self.labels:
