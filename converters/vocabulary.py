@@ -2,7 +2,9 @@
 
 What stays besides the tokens used: the special and added tokens, and every piece of one character (and every
 byte), so that any text can still be cut. Text of the domain is cut as before: in WordPiece the longest match
-stays the longest, in BPE every merge that leads to a kept token stays, in Unigram the best path stays the best.
+stays the longest (and a word that none fits stays unknown, since the pieces stay that led there), in BPE every
+merge that leads to a kept token stays, in Unigram the best path stays the best (and the least likely piece stays,
+from which the price of an unknown character is reckoned).
 """
 
 from __future__ import annotations
@@ -53,14 +55,23 @@ def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> St
     config = copy.deepcopy(student.config)
     config[student.anatomy.config_fields["vocabulary"]] = len(kept)
     for field in ID_FIELDS:
-        if isinstance(config.get(field), int):
-            config[field] = new_id.get(config[field])
-    layout = student.anatomy.parameters_of(student.task, student.shape.layers)
+        value = config.get(field)
+        if isinstance(value, int):
+            config[field] = new_id.get(value)
+        elif isinstance(value, list):
+            config[field] = [new_id[number] for number in value if number in new_id]
+    # Where positions are counted from the padding token (RoBERTa), they move down with it.
+    moved = student.shape.position_offset - student.anatomy.shape(config).position_offset
+    if moved:
+        config[student.anatomy.config_fields["positions"]] = student.shape.positions - moved
     index = torch.tensor(kept)
-    state = {
-        name: tensor[index].contiguous() if layout[name].axes[:1] == ("vocabulary",) else tensor
-        for name, tensor in student.state.items()
-    }
+    layout, state = student.layout, {}
+    for name, tensor in student.state.items():
+        if layout[name].axes[0] == "vocabulary":
+            tensor = tensor[index].contiguous()
+        elif layout[name].axes[0] == "positions":
+            tensor = tensor[moved:].contiguous()
+        state[name] = tensor
     tokenizer_config = dict(student.tokenizer_config)
     if isinstance(tokenizer_config.get("added_tokens_decoder"), dict):
         decoder = tokenizer_config["added_tokens_decoder"]
@@ -86,26 +97,69 @@ def _kept_rows(student: Student, description: Mapping[str, Any], texts: Sequence
     """Rows of the embedding table to keep, ascending."""
     counts: Counter[int] = Counter()
     for start in range(0, len(texts), 1000):
-        for encoding in student.tokenizer.encode_batch(list(texts[start : start + 1000])):
+        some = list(texts[start : start + 1000])
+        encodings = student.tokenizer.encode_batch(some)
+        for encoding in encodings:
             counts.update(encoding.ids)
+        unknown = _unknown_id(description["model"])
+        failed = [text for text, each in zip(some, encodings, strict=True) if unknown in each.ids]
+        counts.update(_pieces_before_failure(student.tokenizer, description["model"], failed))
     rows = student.shape.vocabulary
     return [number for number in _kept_ids(student, description, counts, size) if number < rows]
+
+
+def _unknown_id(model: Mapping[str, Any]) -> int | None:
+    if isinstance(model.get("unk_id"), int):
+        return int(model["unk_id"])
+    return _vocabulary(model).get(str(model.get("unk_token")))
+
+
+def _pieces_before_failure(tokenizer: Tokenizer, model: Mapping[str, Any], texts: Sequence[str]) -> Counter[int]:
+    """WordPiece: the longest matches that were found in a word before none fitted, so that none will again."""
+    found: Counter[int] = Counter()
+    if model.get("type") != "WordPiece":
+        return found
+    vocabulary, prefix = model["vocab"], model.get("continuing_subword_prefix") or ""
+    for text in texts:
+        normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
+        splitter = tokenizer.pre_tokenizer
+        words = [normal] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(normal)]
+        for word in words:
+            found.update(_longest_matches(word[: model.get("max_input_chars_per_word") or 100], vocabulary, prefix))
+    return found
+
+
+def _longest_matches(word: str, vocabulary: Mapping[str, int], prefix: str) -> list[int]:
+    """Greedy longest matches from the start of ``word`` as far as they go."""
+    matches, start = [], 0
+    while start < len(word):
+        lead = prefix if start else ""
+        end = next((end for end in range(len(word), start, -1) if lead + word[start:end] in vocabulary), None)
+        if end is None:
+            break
+        matches.append(vocabulary[lead + word[start:end]])
+        start = end
+    return matches
 
 
 def _kept_ids(student: Student, description: Mapping[str, Any], counts: Counter[int], size: int) -> list[int]:
     """Old ids to keep, ascending."""
     model = description["model"]
     vocabulary = _vocabulary(model)
-    must = {entry["id"] for entry in description.get("added_tokens", ())}
-    must |= {value for field in ID_FIELDS if isinstance(value := student.config.get(field), int)}
-    must |= {student.pad_id}
-    if isinstance(model.get("unk_token"), str) and model["unk_token"] in vocabulary:
-        must.add(vocabulary[model["unk_token"]])
-    if isinstance(model.get("unk_id"), int):
-        must.add(model["unk_id"])
-    prefix = model.get("continuing_subword_prefix") or ""
+    must = {entry["id"] for entry in description.get("added_tokens") or ()}
+    for field in ID_FIELDS:
+        value = student.config.get(field)
+        must.update(number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int))
+    must |= {student.pad_id, *_processor_ids(description.get("post_processor"))}
+    must.update(number for fixed in student.anatomy.fixed_ids for number in range(fixed + 1))
+    unknown = _unknown_id(model)
+    if unknown is not None:
+        must.add(unknown)
+    if model["type"] == "Unigram":
+        must.add(min(range(len(model["vocab"])), key=lambda number: model["vocab"][number][1]))
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     for token, number in vocabulary.items():
-        bare = token.removeprefix(prefix) if prefix else token
+        bare = token.removeprefix(prefix).removesuffix(suffix)
         is_character = len(bare) == 1 and (_is_common(bare) or counts[number] > 0)
         if is_character or (token.startswith("<0x") and token.endswith(">")):
             must.add(number)
@@ -216,6 +270,18 @@ def _renumbered(processor: Any, new_id: Mapping[int, int]) -> Any:
             for token, entry in processor["special_tokens"].items()
         }
     return changed
+
+
+def _processor_ids(processor: Any) -> set[int]:
+    """Numbers of the tokens that a post-processor puts in."""
+    if not isinstance(processor, dict):
+        return set()
+    found = {number for each in processor.get("processors") or () for number in _processor_ids(each)}
+    found |= {processor[name][1] for name in ("sep", "cls") if isinstance(processor.get(name), list)}
+    special = processor.get("special_tokens")
+    if isinstance(special, dict):
+        found |= {number for entry in special.values() for number in entry["ids"]}
+    return found
 
 
 def _check_agreement(old: Tokenizer, new: Tokenizer, new_id: Mapping[int, int], texts: Sequence[str]) -> None:

@@ -150,20 +150,27 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., Any]:
-    """``make_tokenizer(family, kind=…, sentences=…, size=…)``: a tokenizer trained on a few sentences."""
+    """``make_tokenizer(family, kind=…, size=…)``: a tokenizer trained on a few sentences (once: training differs)."""
+    from tokenizers import Tokenizer
 
-    def make(family: str, kind: str = "", sentences: list[str] | None = None, size: int = 0) -> Any:
+    trained: dict[tuple[str, str, int], str] = {}
+
+    def make(family: str, kind: str = "", size: int = 0) -> Any:
         kind = kind or KIND_OF[family]
-        return train_tokenizer(family, kind, sentences or SENTENCES, size or {"bpe": 341}.get(kind, 131))
+        key = (family, kind, size or {"bpe": 341}.get(kind, 131))
+        if key not in trained:
+            trained[key] = train_tokenizer(family, kind, SENTENCES, key[2]).to_str()
+        return Tokenizer.from_str(trained[key])
 
     return make
 
 
-@pytest.fixture
-def make_checkpoint(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> Callable[..., tuple[Path, Any]]:
+@pytest.fixture(scope="session")
+def make_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., Any]
+) -> Callable[..., tuple[Path, Any]]:
     """``make_checkpoint(family, task, seed=0, tokenizer=None, **config)``: a folder as transformers saves it, and its
     model in memory."""
-    made: list[Path] = []
 
     def make(
         family: str, task: str = "classify", seed: int = 0, tokenizer: Any = None, **options: Any
@@ -175,8 +182,7 @@ def make_checkpoint(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> Calla
         ids = {"pad_token_id": tokenizer.token_to_id(named["pad_token"])}
         rows = options.pop("vocab_size", tokenizer.get_vocab_size())
         model = build_model(family, task, rows, ids, seed, options)
-        folder = tmp_path / f"{family}-{task}-{len(made)}"
-        made.append(folder)
+        folder = tmp_path_factory.mktemp(f"{family}-{task}")
         model.save_pretrained(folder)
         side = "left" if family == "xlnet" else "right"
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=side, model_max_length=32, **named)
@@ -184,3 +190,30 @@ def make_checkpoint(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> Calla
         return folder, model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_student(make_checkpoint: Callable[..., tuple[Path, Any]]) -> Callable[..., Any]:
+    """``make_student(family, task, seed=0, tokenizer=None, **config)``: a tiny student that was read from a folder."""
+    from edgescribe.converters.read import read_student
+
+    def make(family: str, task: Any = "classify", **options: Any) -> Any:
+        folder, _ = make_checkpoint(family, task, **options)
+        return read_student(folder, task)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def answers_of() -> Callable[..., Any]:
+    """``answers_of(student, texts)``: what a student answers in float to each text, one row after the other."""
+    import torch
+    from edgescribe.converters.predict import predict
+    from edgescribe.converters.torch_graph import TorchGraph
+    from edgescribe.converters.training_data import make_examples
+
+    def answer(student: Any, texts: list[str]) -> Any:
+        outputs = predict(TorchGraph(student), make_examples(student, texts, None))
+        return torch.cat([torch.from_numpy(each).reshape(-1, each.shape[-1]) for each in outputs])
+
+    return answer
