@@ -6,6 +6,11 @@ On the device::
     student = edgescribe.load("bundle")
     print(student.classify("A patch for the network card's driver"))
 
+On the workbench (``pip install 'edgescribe[convert]'``), each stage of the command line is a function::
+
+    edgescribe.convert("checkpoint", task="classify", devices=["raspberry-pi-5"],
+                       train="train.jsonl", evaluation="test.jsonl", out="bundle")
+
 The names below are imported when first used, so that an app pays only for what it calls.
 """
 
@@ -31,6 +36,16 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .converters.advance import Advance
+    from .converters.convert import Conversion, convert
+    from .converters.evaluate_saved import Evaluation, evaluate
+    from .converters.export_checkpoint import export_checkpoint
+    from .converters.plan import Plan, plan_conversion
+    from .converters.prune import Pruning
+    from .converters.prune_checkpoint import PrunedCheckpoint, prune_checkpoint
+    from .converters.recipe import Recipe, read_recipe
+    from .converters.recover_checkpoint import RecoveredCheckpoint, recover_checkpoint
+    from .sdk.bundle import Bundle
     from .sdk.load import load
     from .sdk.student import Classification, Student, Tag
 
@@ -38,30 +53,62 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "load": ".sdk.load",
+    "Bundle": ".sdk.bundle",
     "Student": ".sdk.student",
     "Classification": ".sdk.student",
     "Tag": ".sdk.student",
+    "convert": ".converters.convert",
+    "Conversion": ".converters.convert",
+    "Advance": ".converters.advance",
+    "plan_conversion": ".converters.plan",
+    "Plan": ".converters.plan",
+    "prune_checkpoint": ".converters.prune_checkpoint",
+    "PrunedCheckpoint": ".converters.prune_checkpoint",
+    "Pruning": ".converters.prune",
+    "recover_checkpoint": ".converters.recover_checkpoint",
+    "RecoveredCheckpoint": ".converters.recover_checkpoint",
+    "export_checkpoint": ".converters.export_checkpoint",
+    "evaluate": ".converters.evaluate_saved",
+    "Evaluation": ".converters.evaluate_saved",
+    "Recipe": ".converters.recipe",
+    "read_recipe": ".converters.recipe",
 }
 
 __all__ = [
+    "Advance",
+    "Bundle",
     "BundleError",
     "Classification",
+    "Conversion",
     "DataError",
     "EdgescribeError",
     "EngineError",
+    "Evaluation",
     "InputError",
     "MissingExtraError",
     "OutputError",
     "OverBudgetError",
+    "Plan",
     "ProfileError",
+    "PrunedCheckpoint",
+    "Pruning",
+    "Recipe",
     "RecipeError",
+    "RecoveredCheckpoint",
     "Student",
     "StudentError",
     "Tag",
     "UsageError",
     "WrongAnswerError",
     "__version__",
+    "convert",
+    "evaluate",
+    "export_checkpoint",
     "load",
+    "plan_conversion",
+    "prune_checkpoint",
+    "read_recipe",
+    "recover_checkpoint",
 ]
 
 
@@ -69,7 +116,13 @@ def __getattr__(name: str) -> Any:
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'edgescribe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(module, __name__), name)
+    try:
+        value = getattr(importlib.import_module(module, __name__), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not module.startswith(".converters") or package in ("", __name__):
+            raise
+        raise MissingExtraError(package, "convert") from error
     globals()[name] = value
     return value
 

@@ -11,14 +11,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import OutputError, StudentError
-from .anatomy import Task
+from .anatomy import Task, anatomy_of
+from .json_files import read_object
 from .output_errors import output_errors
 from .read import read_student
 from .student import Student
@@ -61,7 +62,7 @@ def load_graph(folder: Path, task: Task | None = None) -> TorchGraph:
         StudentError: as for :func:`~edgescribe.converters.read.read_student`, or grids that do not fit the weights.
     """
     record = read_record(folder)
-    student = read_student(folder, task or record.get("task") or "classify")
+    student = read_student(folder, task or task_of(folder))
     precision = str(record.get("precision", "fp32"))
     try:
         graph = TorchGraph(student, precision)
@@ -77,6 +78,26 @@ def load_graph(folder: Path, task: Task | None = None) -> TorchGraph:
             "Run `edgescribe recover` again"
         ) from error
     return graph.eval()
+
+
+def task_of(folder: Path) -> Task:
+    """What a checkpoint folder is made to do: as edgescribe noted, or by the model that its configuration names.
+
+    Raises:
+        StudentError: that cannot be told.
+    """
+    found = read_record(folder).get("task")
+    path = folder / "config.json"
+    if found is None and path.is_file():
+        config = read_object(path)
+        architectures = anatomy_of(str(config.get("model_type"))).architectures
+        named = config.get("architectures")
+        first = named[0] if isinstance(named, list) and named else None
+        found = next((task for task, architecture in architectures.items() if architecture == first), None)
+    for task in get_args(Task):
+        if found == task:
+            return cast(Task, task)
+    raise StudentError(f"{folder} does not tell what it is made to do; say so: --task {', '.join(get_args(Task))}")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

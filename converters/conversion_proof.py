@@ -103,7 +103,9 @@ def _torch_stages(request: Request, on_advance: OnAdvance) -> tuple[list[Stage],
     stages: list[Stage] = []
     reference: tuple[NDArray[float32], ...] = ()
     if request.teacher is not request.student:
-        metrics, outputs = evaluate_in_torch(request.teacher, request.evaluation, (), on_advance, "evaluating the teacher")
+        metrics, outputs = evaluate_in_torch(
+            request.teacher, request.evaluation, (), on_advance, "evaluating the teacher"
+        )
         stages.append(torch_stage("teacher", request.teacher, metrics))
         reference = tuple(outputs)
     metrics, outputs = evaluate_in_torch(
@@ -117,39 +119,40 @@ def _artifacts(
     request: Request, bundle: Bundle, data: EvaluationData, effort: Effort, on_advance: OnAdvance
 ) -> list[ArtifactEvaluation]:
     tokens = max(device.budgets[request.student.task].tokens for device in request.devices)
-    return [
-        evaluate_artifact(
-            bundle.folder,
-            artifact.runtime,
-            artifact.precision,
-            data,
-            tokens=tokens,
-            effort=effort,
-            on_progress=part_of(on_advance, f"evaluating on {artifact.runtime}"),
+    found = []
+    for artifact in bundle.manifest.artifacts:
+        part = part_of(on_advance, f"evaluating on {artifact.runtime}")
+        part(0.0)
+        found.append(
+            evaluate_artifact(
+                bundle.folder,
+                artifact.runtime,
+                artifact.precision,
+                data,
+                tokens=tokens,
+                effort=effort,
+                on_progress=part,
+            )
         )
-        for artifact in bundle.manifest.artifacts
-    ]
+    return found
 
 
 def _verdicts(
     request: Request, bundle: Bundle, effort: Effort, on_advance: OnAdvance
 ) -> tuple[BudgetReport, ...]:
-    return tuple(
-        check_budget(
-            bundle.folder,
-            device,
-            effort=effort,
-            on_progress=part_of(on_advance, f"holding the budget of {device.id} against it"),
-        )
-        for device in request.devices
-    )
+    verdicts = []
+    for device in request.devices:
+        part = part_of(on_advance, f"checking the budget of {device.id}")
+        part(0.0)
+        verdicts.append(check_budget(bundle.folder, device, effort=effort, on_progress=part))
+    return tuple(verdicts)
 
 
 def _notes(request: Request, evaluations: Sequence[ArtifactEvaluation]) -> tuple[str, ...]:
     notes = []
     if request.plan is not None and not request.plan.fits:
         notes.append(
-            f"No recipe of the ladder was predicted to fit every budget; the harshest, {request.recipe.name}, was taken."
+            f"No recipe was predicted to fit every budget; the harshest, {request.recipe.name}, was taken."
         )
     unseen = sorted(set(request.student.labels) - set(request.evaluation.names()))
     if unseen and request.student.task != "embed":

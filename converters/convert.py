@@ -219,7 +219,8 @@ def _pruned(request: Request, on_advance: OnAdvance) -> Student:
         student = prune(student, pruning, examples, texts, part_of(on_advance, "pruning"))
     if recipe.relu:
         student = with_relu(student)
-    on_advance(Advance("pruning", 1.0, f"{student.parameter_count():,} of {request.student.parameter_count():,} weights"))
+    kept, before = student.parameter_count(), request.student.parameter_count()
+    on_advance(Advance("pruning", 1.0, f"{kept:,} of {before:,} weights stay"))
     return student
 
 

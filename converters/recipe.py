@@ -113,7 +113,7 @@ _TRAINING = TrainingSettings(
 )
 
 LADDER: tuple[Recipe, ...] = (
-    Recipe("gentle", relu=False, float_epochs=0, training=_TRAINING),
+    Recipe("gentle", training=_TRAINING),
     Recipe("light", keep=Shares(neurons=0.5), relu=True, training=_TRAINING),
     Recipe("medium", keep=Shares(layers=0.75, neurons=0.5), relu=True, training=_TRAINING),
     Recipe("strong", keep=Shares(layers=0.5, neurons=0.5), relu=True, training=_TRAINING),
@@ -195,7 +195,10 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
         ({"train_tokens": recipe.train_tokens}, 8, 1e6, "8 or more"),
         ({"prune.vocabulary": vocabulary}, 0, 1e9, "0 or more"),
         (sizes, 1, 1e9, "1 or more"),
-        ({f"keep.{name}": getattr(keep, name) for name in ("layers", "neurons", "width")}, 1e-6, 1, "over 0, at most 1"),
+        (
+            {f"keep.{name}": getattr(keep, name) for name in ("layers", "neurons", "width")},
+            1e-6, 1, "over 0, at most 1",
+        ),
         ({f"training.{name}": getattr(training, name) for name in ("epochs", "patience")}, 0, 1e6, "0 or more"),
         ({f"training.{name}": getattr(training, name) for name in ("weight_decay", "clip")}, 0, 1e6, "0 or more"),
         ({"training.checkpoint_seconds": training.checkpoint_seconds}, 0, 1e9, "0 or more"),

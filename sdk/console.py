@@ -10,6 +10,7 @@
 - Exit codes: 0 done; 1 a fault of ours; 2 wrong usage; 3 over budget; 4 bad input; 5 an engine or extra is
   missing; 130 interrupted. They are the ``exit_code`` of the classes in :mod:`edgescribe.errors`; a command whose
   answer is itself a failure (``check``) sets ``Result.exit_code``. A reader that goes away (``| head``) is no error.
+  A command that keeps its state when interrupted raises ``KeyboardInterrupt`` with words that tell so.
 - ``NO_COLOR`` turns colours off, and there are none off a terminal; bars are drawn on a terminal alone.
 - A command's module imports click and this module at the top and the rest inside the function, so that help and
   completion are quick and need no extra. A package that is then missing becomes a
@@ -132,8 +133,8 @@ def _run(
     except (BrokenPipeError, _ReaderGoneError):
         _leave_stdout()
         return 0
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        return _fail("Interrupted", "interrupted", INTERRUPTED, settings)
+    except (KeyboardInterrupt, click.exceptions.Abort) as error:
+        return _fail("Interrupted", _last_words(error), INTERRUPTED, settings)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return 2
@@ -174,16 +175,20 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
+def progress(
+    label: str, length: int, detail: Callable[[], str] | None = None
+) -> Iterator[Callable[[int], None]]:
     """A bar with time left on stderr, drawn only on a terminal; yields what moves it on by so many steps.
 
-    It is gone again when the work is done or has failed.
+    It is gone again when the work is done or has failed. What ``detail`` gives stands behind it.
     """
+    show = None if detail is None else lambda _: detail()
     drawn = sys.stderr.isatty()
     try:
         with click.progressbar(
-            length=length, label=label, file=sys.stderr, hidden=not drawn, width=24, color=_colour()
-        ) as bar:
+            length=length, label=label, file=sys.stderr, hidden=not drawn, width=24, color=_colour(),
+            item_show_func=show,
+        ) as bar:  # fmt: skip
             yield bar.update
     finally:
         if drawn and os.environ.get("TERM") != "dumb":
@@ -192,10 +197,10 @@ def progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def bar_of_parts(label: str) -> Iterator[Callable[[float], None]]:
+def bar_of_parts(label: str, detail: Callable[[], str] | None = None) -> Iterator[Callable[[float], None]]:
     """As :func:`progress`, for work that tells the part of it that is done (0 to 1); it never runs backwards."""
     steps = 1000
-    with progress(label, steps) as advance:
+    with progress(label, steps, detail) as advance:
         done = 0
 
         def show(part: float) -> None:
@@ -311,6 +316,11 @@ def _fail(kind: str, message: str, code: int, settings: Settings) -> int:
     text = click.style("error: ", fg="red", bold=True) + message if code != INTERRUPTED else message
     click.echo(text, err=True, color=_colour())
     return code
+
+
+def _last_words(error: BaseException) -> str:
+    """What the command said of its interruption: click puts another error around its own."""
+    return next((str(each) for each in (error, error.__cause__) if each is not None and str(each)), "interrupted")
 
 
 def _fault(error: BaseException, settings: Settings) -> int:

@@ -1,8 +1,11 @@
-"""A small real bundle for tests of whole commands: a classifier by words, made with ONNX's own tools."""
+"""For tests of whole commands: a small real bundle made with ONNX's own tools, and a tiny student with its data."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -118,3 +121,159 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "words"
     write_bundle(manifest, files, out)
     return out
+
+
+# A tiny student for whole conversions: BERT of 2 layers x 32, trained on made-up texts of three topics.
+
+TOPICS = {
+    "games": ("chess", "puzzle", "arcade", "player", "board", "dice", "rook", "castle", "level", "score"),
+    "net": ("network", "router", "packet", "socket", "daemon", "proxy", "cable", "switch", "gateway", "port"),
+    "sound": ("audio", "music", "mixer", "sample", "synth", "chord", "tempo", "speaker", "volume", "drum"),
+}
+NEUTRAL = ("a", "the", "for", "and", "tool", "with", "fast", "small", "program", "that", "can", "read", "show", "file")
+
+
+class TopicFiles(NamedTuple):
+    """A checkpoint folder of the student, and data files for it (``text`` and ``label``)."""
+
+    student: Path
+    train: Path
+    validation: Path
+    evaluation: Path
+
+    def arguments(self) -> dict[str, Any]:
+        """As keywords of ``edgescribe.convert``."""
+        return {
+            "student": self.student,
+            "task": "classify",
+            "train": self.train,
+            "validation": self.validation,
+            "evaluation": self.evaluation,
+        }
+
+
+def topic_rows(count: int, seed: int) -> list[dict[str, str]]:
+    """Rows whose texts mix a few words of one topic with neutral ones."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        topic = sorted(TOPICS)[number % len(TOPICS)]
+        own = generator.choice(TOPICS[topic], generator.integers(1, 5))
+        other = generator.choice(NEUTRAL, generator.integers(2, 14))
+        rows.append({"text": " ".join(generator.permutation([*own, *other])), "label": topic})
+    return rows
+
+
+def topic_tokenizer(texts: list[str], size: int = 200) -> Any:
+    """A WordPiece tokenizer trained on the texts."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def untrained_student(texts: list[str], layers: int = 2, hidden: int = 32, seed: int = 0) -> Any:
+    """A :class:`~edgescribe.converters.student.Student` for the three topics with random weights."""
+    import torch
+    from edgescribe.converters.anatomy import anatomy_of
+    from edgescribe.converters.student import Student
+
+    tokenizer = topic_tokenizer(texts)
+    config = {
+        "model_type": "bert",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": 4,
+        "intermediate_size": 4 * hidden,
+        "max_position_embeddings": 48,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+        "id2label": {str(number): name for number, name in enumerate(sorted(TOPICS))},
+        "label2id": {name: number for number, name in enumerate(sorted(TOPICS))},
+    }
+    anatomy = anatomy_of("bert")
+    shape = anatomy.shape(config)
+    sizes = {
+        "vocabulary": shape.vocabulary, "positions": shape.positions, "types": 2, "embedding": hidden,
+        "hidden": hidden, "heads": hidden, "neurons": shape.neurons, "labels": len(TOPICS), "fixed": 1,
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, parameter in anatomy.layout("classify", shape).items():
+        measures = [sizes[role] for role in parameter.axes]
+        if parameter.kind in ("norm", "bias"):
+            state[name] = torch.full(measures, float(parameter.kind == "norm" and name.endswith("weight")))
+        else:
+            state[name] = torch.randn(measures, generator=generator) * (0.5 if parameter.kind == "table" else 0.15)
+    return Student(
+        config=config,
+        state=state,
+        tokenizer=tokenizer,
+        tokenizer_config={"model_max_length": 48, "pad_token": "[PAD]", "tokenizer_class": "PreTrainedTokenizerFast"},
+        task="classify",
+        labels=tuple(sorted(TOPICS)),
+        max_tokens=48,
+        pad_id=0,
+        source="topics",
+        sha256="0" * 64,
+    )
+
+
+@pytest.fixture(scope="session")
+def topic_files(tmp_path_factory: pytest.TempPathFactory) -> TopicFiles:
+    """A student that files texts by topic, and its data. Nothing of it may be changed."""
+    from edgescribe.converters.distillation import DistillationWeights
+    from edgescribe.converters.predict import scorer
+    from edgescribe.converters.torch_graph import TorchGraph
+    from edgescribe.converters.training import TrainingSettings, train
+    from edgescribe.converters.training_data import make_examples
+
+    folder = tmp_path_factory.mktemp("topics")
+    made = {"train": topic_rows(320, 1), "validation": topic_rows(60, 2), "evaluation": topic_rows(90, 3)}
+    for name, rows in made.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    texts = {name: [row["text"] for row in rows] for name, rows in made.items()}
+    student = untrained_student(texts["train"])
+    graph = TorchGraph(student)
+    examples = {
+        name: make_examples(student, texts[name], [student.labels.index(row["label"]) for row in rows])
+        for name, rows in made.items()
+    }
+    settings = TrainingSettings(epochs=12, learning_rate=3e-3, losses=DistillationWeights(labels=1.0))
+    train(graph, examples["train"], settings, evaluate=scorer(examples["validation"]))
+    student.with_state(graph.state()).save(folder / "student")
+    return TopicFiles(folder / "student", *(folder / f"{name}.jsonl" for name in ("train", "validation", "evaluation")))
+
+
+@pytest.fixture(scope="session")
+def easy_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A device profile that grants more than any tiny student takes."""
+    return _profile(tmp_path_factory.mktemp("profiles") / "easy.toml", p90_ms=10000, peak_rss_mib=4000, disk_mib=400)
+
+
+@pytest.fixture(scope="session")
+def tight_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A device profile that grants a megabyte of memory and next to no time."""
+    return _profile(tmp_path_factory.mktemp("profiles") / "tight.toml", p90_ms=1e-6, peak_rss_mib=1, disk_mib=400)
+
+
+def _profile(path: Path, **budget: float) -> Path:
+    catalogue = Path(__file__).parents[1] / "device_profiles" / "catalogue"
+    text = (catalogue / "raspberry-pi-5.toml").read_text()
+    text = re.sub(r'(?m)^id = ".*"$', f'id = "{path.stem}"', text, count=1)
+    for name, value in budget.items():
+        text = re.sub(rf"(?m)^{name} = .*$", f"{name} = {value}", text)
+    path.write_text(text)
+    return path
