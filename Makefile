@@ -68,7 +68,8 @@ $(BUNDLE)/bundle.json: | $(VENV)/.workbench
 	@mkdir -p $(@D)
 	$(EDGESCRIBE) convert $(SAMPLE)/student --task classify --device raspberry-pi-5 --device host \
 		--train $(SAMPLE)/train.jsonl.gz --validation $(SAMPLE)/validation.jsonl.gz --eval $(SAMPLE)/test.jsonl.gz \
-		--out $(BUNDLE) $(if $(wildcard $(BUNDLE).work/conversion.json),--resume) || \
+		--recipe $(SAMPLE)/recipe.toml --out $(BUNDLE) \
+		$(if $(wildcard $(BUNDLE).work/conversion.json),--resume) || \
 		[ $$? -eq 3 ] || { echo 'make demo takes up what was done; make demo-clean throws it away' >&2; exit 1; }
 
 demo-clean: ## take the demo's results away, so that make demo converts anew

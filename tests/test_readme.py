@@ -15,6 +15,7 @@ import pytest
 from edgescribe import errors
 from edgescribe.__main__ import COMMANDS, edgescribe
 from edgescribe.converters.anatomy import FAMILIES
+from edgescribe.converters.recipe import NAMED
 from edgescribe.device_profiles.profiles import list_profiles
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,11 @@ def test_families_and_profiles_are_all_named() -> None:
     told = section("What works on what")
     assert [name for name in FAMILIES if not re.search(rf"\b{name}\b", told)] == []
     assert [name for name in list_profiles() if f"`{name}`" not in told] == []
+
+
+def test_recipes_are_all_in_the_guide() -> None:
+    guide = (ROOT / "docs/guides/convert-your-own-student.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z]+)` \|(?=.*\|.*\|.*\|.*\|)", guide, re.MULTILINE) == list(NAMED)
 
 
 def test_extras_and_the_pinned_torch_are_those_of_the_project() -> None:
