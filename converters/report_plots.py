@@ -272,7 +272,8 @@ def _legend_below(figure: Any, *axes: Axes) -> None:
         more_handles, more_labels = each.get_legend_handles_labels()
         handles += more_handles
         labels += more_labels
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) > 3 else 3)
+    columns = 3 if sum(map(len, labels)) < 36 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _svg(figure: Any, name: str) -> str:
