@@ -62,7 +62,8 @@ def load_graph(folder: Path, task: Task | None = None) -> TorchGraph:
         StudentError: as for :func:`~edgescribe.converters.read.read_student`, or grids that do not fit the weights.
     """
     record = read_record(folder)
-    student = read_student(folder, task or task_of(folder))
+    is_checkpoint = (folder / "config.json").is_file()  # else reading tells what is wrong with it
+    student = read_student(folder, task or (task_of(folder) if is_checkpoint else "classify"))
     precision = str(record.get("precision", "fp32"))
     try:
         graph = TorchGraph(student, precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 from numpy import float32
 from numpy.typing import NDArray
@@ -91,11 +92,10 @@ def evaluate_in_torch(
     return metrics_of(student.task, outputs, data, student.labels), outputs
 
 
-def torch_stage(name: str, student: Student, metrics: Metrics) -> Stage:
+def torch_stage(name: Literal["teacher", "student"], student: Student, metrics: Metrics) -> Stage:
     """A row of the report for a student in torch, in float32."""
     count = student.parameter_count()
-    kind = "teacher" if name == "teacher" else "student"
-    return Stage(name=name, kind=kind, metrics=metrics, size_mib=count * 4 / MIB, parameters=count)
+    return Stage(name=name, kind=name, metrics=metrics, size_mib=count * 4 / MIB, parameters=count)
 
 
 def _torch_stages(request: Request, on_advance: OnAdvance) -> tuple[list[Stage], tuple[NDArray[float32], ...]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from numpy import float32
 from numpy.typing import NDArray
@@ -68,10 +67,11 @@ def evaluate(
         EngineError: an engine is missing or computes wrongly.
     """
     folder = Path(path)
+    found: Task
     on_advance(Advance("reading", 0.0))
     bundle = read_bundle(folder) if (folder / MANIFEST_NAME).is_file() else None
     if bundle is not None:
-        found = cast(Task, bundle.manifest.task)
+        found = bundle.manifest.task
         if task not in (None, found):
             raise UsageError(f"{path} is a bundle for {found}, and the task given is {task}")
     else:

@@ -17,6 +17,7 @@ _ADVICE = {
     errno.EACCES: "the folder may not be written: give another path, or change its permissions",
     errno.EPERM: "the folder may not be written: give another path, or change its permissions",
     errno.ENOTDIR: "a part of the path is a file: give another path",
+    errno.EEXIST: "a part of the path is a file: give another path",
 }
 # What torch.save and safetensors say, in words alone, when the system refuses to write.
 _NOT_WRITTEN = ("PytorchStreamWriter", "unexpected pos", "enforce fail", "I/O error", "Io(", "os error")
