@@ -6,9 +6,11 @@
   plugin makes one u8 x i8 product of it. What leaves is rounded by ``Divide``, ``Round``, ``Clamp``, ``Multiply``,
   which the product takes in as its last steps. (A second quantise and dequantise is correct too, but the passes
   then carry int8 through the transposes of attention, which have no fast int8 form: 14 % slower.)
-- dynamic: each token is divided by its own largest magnitude / 127, rounded by an int8 ``FakeQuantize``, and the
-  product multiplied by it again: i8 x i8. (As fast as the plugin's own dynamic quantisation at its best, which
-  depends on an option, takes other grids and is not to be seen in the compiled graph.)
+- dynamic: each token is divided by its own largest magnitude / 127, quantised and dequantised as if its grid were
+  static with the zero point 0 and the scale 1/127, and the product multiplied by the magnitude: u8 x i8. (Signed
+  activations would do on x86; the int8 product that the plugin takes for them on ARM is wrong where each channel
+  of the weight has its own scale, in OpenVINO 2026.4. The plugin's own dynamic quantisation is no faster at its
+  best, depends on an option, takes other grids and is not to be seen in the compiled graph.)
 
 On x86 processors without VNNI the plugin's int8 kernels add pairs of products in 16 bits, which saturate: sums of
 large activations with large weights come out too small, and AVX2's are slower than float32's. Take ``fp32`` there.
@@ -118,12 +120,14 @@ class Products:
         return ops.multiply(ops.clamp(steps, low, high, name=self._call(f"output:{site}")), scale)
 
     def _on_grid_of_token(self, x: Node, site: str) -> tuple[Node, Node]:
-        """``x`` as whole numbers in [-127, 127], and the step of each token ``[…, 1]``."""
+        """``x`` as whole numbers in [-127, 127] over 127, and the largest magnitude of each token ``[…, 1]``."""
         if id(x) not in self._steps:
-            largest = ops.reduce_max(ops.abs(x), integers([-1]), True)
-            step = ops.multiply(ops.maximum(largest, number(1e-8)), number(1 / 127))
-            low, high = number(-128), number(127)
+            largest = ops.maximum(ops.reduce_max(ops.abs(x), integers([-1]), True), number(1e-8))
+            step = ops.multiply(largest, number(1 / 127))
             name = self._call(f"input:{site}")
-            codes = ops.fake_quantize(ops.divide(x, step), low, high, low, high, 256, name=name)
-            self._steps[id(x)] = (x, codes, step)
+            codes = ops.fake_quantize(
+                ops.divide(x, step), number(-128), number(127), number(0), number(255), 256, name=name
+            )  # fmt: skip
+            shifted = ops.subtract(ops.convert(ops.convert(codes, "u8"), "f32"), number(128))
+            self._steps[id(x)] = (x, ops.multiply(shifted, number(1 / 127)), largest)
         return self._steps[id(x)][1:]

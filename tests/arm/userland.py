@@ -1,0 +1,145 @@
+"""An arm64 userland of Raspberry Pi OS's base (Debian bookworm) in a folder, run under QEMU's user emulation.
+
+Nothing is installed and no right of root is needed: packages are resolved by an apt of its own, downloaded and
+unpacked; Python packages are wheels for aarch64 that the host's pip picks and unpacks at the host's speed.
+QEMU's system calls go to the host's kernel, so times and memory figures under it mean nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from boards import Board, write_board
+
+SUITE = "bookworm"
+MIRROR = os.environ.get("EDGESCRIBE_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+PYTHON = "3.11"
+DEBIAN_PACKAGES = ("python3-minimal", f"libpython{PYTHON}-stdlib", "libstdc++6", "libgomp1")
+WHEELS = ("numpy", "tokenizers", "msgspec", "click", "onnxruntime", "ai-edge-litert", "openvino")
+GLIBC = 36  # the minor version of bookworm's glibc, 2.36: wheels for older ones run there
+QEMU = "qemu-aarch64-static"
+
+
+class Userland:
+    """The userland in ``folder``; :meth:`prepare` makes it, or takes up what an earlier run made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "root"
+        self.wheels = folder / "wheels"
+        self.package = folder / "package"
+
+    def prepare(self) -> None:
+        """Download and unpack QEMU, the Debian packages and the wheels, unless the same ones are there."""
+        stamp = self.folder / "made_of.json"
+        wanted = json.dumps([SUITE, *DEBIAN_PACKAGES, *self._versions(), _own_hash()])
+        if stamp.exists() and stamp.read_text() == wanted:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self._unpack_debian()
+        self._pip_install(self.wheels, self._versions())
+        stamp.write_text(wanted)
+
+    def install(self, wheel: Path) -> None:
+        """Put a wheel of ours into the userland, in place of an earlier one."""
+        shutil.rmtree(self.package, ignore_errors=True)
+        self._pip_install(self.package, ["--no-deps", str(wheel)])
+
+    def add_board(self, board: Board) -> Path:
+        """A root for one board: its own ``proc`` and ``sys`` beside the userland's folders."""
+        top = self.folder / board.emulated
+        shutil.rmtree(top, ignore_errors=True)
+        top.mkdir()
+        for entry in self.root.iterdir():
+            (top / entry.name).symlink_to(entry)
+        write_board(board, top)
+        return top
+
+    def python(self, board: Board, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run the userland's Python as on ``board``, whose root :meth:`add_board` made."""
+        top = self.folder / board.emulated
+        environment = {
+            "PATH": os.environ.get("PATH", ""),
+            "QEMU_CPU": board.emulated,
+            "PYTHONPATH": f"{self.package}:{self.wheels}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "LC_ALL": "C.UTF-8",
+        }
+        command = [str(self._qemu()), "-L", str(top), str(self.root / f"usr/bin/python{PYTHON}"), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    @staticmethod
+    def _versions() -> list[str]:
+        """The very versions that the host runs, so that answers differ by the processor alone."""
+        return [f"{name}=={importlib.metadata.version(name)}" for name in WHEELS]
+
+    def _qemu(self) -> Path:
+        installed = shutil.which(QEMU)
+        return Path(installed) if installed else self.folder / "qemu" / QEMU
+
+    def _unpack_debian(self) -> None:
+        if not KEYRING.exists():
+            raise FileNotFoundError(f"{KEYRING} is missing; install it with: apt-get install debian-archive-keyring")
+        apt = self.folder / "apt"
+        for name in ("state/lists/partial", "cache/archives/partial"):
+            (apt / name).mkdir(parents=True)
+        (apt / "status").touch()
+        (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {SUITE} main\n")
+        settings = {
+            "APT::Architecture": "arm64", "APT::Architectures::": "amd64", "APT::Install-Recommends": "false",
+            "APT::Sandbox::User": "", "Dir::State": apt / "state", "Dir::State::status": apt / "status",
+            "Dir::Cache": apt / "cache", "Dir::Etc::sourcelist": apt / "sources.list", "Dir::Etc::sourceparts": "-",
+            "Debug::NoLocking": "1", "Acquire::Languages": "none",
+        }  # fmt: skip
+        options = [f"-o{key}={value}" for key, value in settings.items()]
+        _run("apt-get", "-qq", *options, "update")
+        _run("apt-get", "-qq", "-y", *options, "--download-only", "install", *DEBIAN_PACKAGES)
+        for name in ("bin", "sbin", "lib"):
+            (self.root / "usr" / name).mkdir(parents=True)
+            (self.root / name).symlink_to(f"usr/{name}")
+        for archive in sorted((apt / "cache/archives").glob("*.deb")):
+            _unpack(archive, self.root)
+        if shutil.which(QEMU) is None:
+            _run("apt-get", "-qq", *options, "download", "qemu-user-static:amd64", cwd=apt)
+            (self.folder / "qemu").mkdir()
+            (archive,) = apt.glob("qemu-user-static_*.deb")
+            _unpack(archive, self.folder / "qemu", "--strip-components=3", f"./usr/bin/{QEMU}")
+        shutil.rmtree(apt)
+
+    @staticmethod
+    def _pip_install(target: Path, what: Sequence[str]) -> None:
+        platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(17, GLIBC + 1)] + ["manylinux2014_aarch64"]
+        tags = [f"--platform={platform}" for platform in platforms]
+        tags += [f"--abi={abi}" for abi in (f"cp{PYTHON.replace('.', '')}", "abi3", "none")]
+        _run(
+            sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--only-binary=:all:",
+            "--target", str(target), "--implementation=cp", f"--python-version={PYTHON}", *tags, *what,
+        )  # fmt: skip
+
+
+def _unpack(archive: Path, into: Path, *options: str) -> None:
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as reader:
+        command = ["tar", "--extract", "--keep-directory-symlink", "--no-same-owner", f"--directory={into}"]
+        subprocess.run([*command, *options], stdin=reader.stdout, check=True)
+    if reader.returncode:
+        raise subprocess.CalledProcessError(reader.returncode, "dpkg-deb")
+
+
+def _run(*command: str, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} … failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def _own_hash() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
