@@ -6,7 +6,8 @@
   et al., "TinyBERT", 2020); maps are averaged over heads, so that the numbers of heads need not agree;
 - the task's own loss on labels.
 
-Token-aligned losses apply to texts that both tokenizers cut into equally many tokens.
+Where the vocabulary was trimmed, the two cut texts differently: each of the student's tokens then learns from the
+teacher's token that it lies in.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Distillation(nn.Module):
         recording: Recording | None = None,
         teacher_outputs: dict[str, torch.Tensor] | None = None,
         teacher_recording: Recording | None = None,
-        aligned: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss, a scalar.
 
@@ -76,7 +77,7 @@ class Distillation(nn.Module):
             outputs: the student's: ``logits`` ``[B, L]`` or ``[B, T, L]``, or ``embedding`` ``[B, W]``.
             mask: ``[B, T]``.
             labels: ``[B]`` or ``[B, T]``, :data:`UNLABELLED` where there is none.
-            aligned: bool ``[B]``, whether student and teacher saw the same number of tokens.
+            places: int64 ``[B, T]``, in which of the teacher's tokens each of the student's lies.
         """
         key = "embedding" if self.task == "embed" else "logits"
         total = outputs[key].new_zeros(())
@@ -85,17 +86,16 @@ class Distillation(nn.Module):
             loss = functional.cross_entropy(flat, labels.reshape(-1), ignore_index=UNLABELLED)
             total = total + self.weights.labels * loss
         if teacher_outputs is not None and self.weights.soft > 0:
-            total = total + self.weights.soft * self._soft(outputs[key], teacher_outputs[key], mask, aligned)
-        if recording is not None and teacher_recording is not None and aligned is not None and bool(aligned.any()):
-            kept = mask * aligned[:, None].to(mask.dtype)
+            total = total + self.weights.soft * self._soft(outputs[key], teacher_outputs[key], mask, places)
+        if recording is not None and teacher_recording is not None and places is not None:
             if self.weights.hidden > 0:
-                total = total + self.weights.hidden * self._hidden(recording, teacher_recording, kept)
+                total = total + self.weights.hidden * self._hidden(recording, teacher_recording, mask, places)
             if self.weights.attention > 0:
-                total = total + self.weights.attention * self._attention(recording, teacher_recording, kept)
+                total = total + self.weights.attention * self._attention(recording, teacher_recording, mask, places)
         return total
 
     def _soft(
-        self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, aligned: torch.Tensor | None
+        self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, places: torch.Tensor | None
     ) -> torch.Tensor:
         if self.task == "embed":
             if student.shape[-1] == teacher.shape[-1]:
@@ -103,10 +103,9 @@ class Distillation(nn.Module):
             # Widths differ: the texts of a batch shall be as near to each other as the teacher has them.
             return functional.mse_loss(student @ student.T, teacher @ teacher.T) * student.shape[0]
         if self.task == "tag":
-            kept = mask.bool() if aligned is None else mask.bool() & aligned[:, None]
-            tokens = min(student.shape[1], teacher.shape[1])
-            kept = kept[:, :tokens]
-            student, teacher = student[:, :tokens][kept], teacher[:, :tokens][kept]
+            kept = mask.bool()
+            teacher = teacher if places is None else _at(teacher, places)
+            student, teacher = student[kept], teacher[kept]
         heat = self.weights.temperature
         divergence = functional.kl_div(
             functional.log_softmax(student / heat, -1),
@@ -116,26 +115,40 @@ class Distillation(nn.Module):
         )
         return divergence * heat * heat
 
-    def _hidden(self, student: Recording, teacher: Recording, kept: torch.Tensor) -> torch.Tensor:
-        total = kept.new_zeros((), dtype=torch.float32)
-        weight = kept.to(torch.float32)[:, :, None]
+    def _hidden(
+        self, student: Recording, teacher: Recording, mask: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        weight = mask.to(torch.float32)[:, :, None]
+        total = weight.new_zeros(())
         for layer, projection in enumerate(self.projections):
-            goal = teacher.hidden[self.map[layer]].float()
-            tokens = min(goal.shape[1], weight.shape[1])
-            goal, counted = goal[:, :tokens], weight[:, :tokens]
-            guess = projection(student.hidden[layer][:, :tokens].float()).float()
-            spread = (goal.square() * counted).sum() / counted.sum()
-            error = ((guess - goal).square() * counted).sum() / counted.sum()
+            goal = _at(teacher.hidden[self.map[layer]].float(), places)
+            guess = projection(student.hidden[layer].float()).float()
+            spread = (goal.square() * weight).sum() / weight.sum()
+            error = ((guess - goal).square() * weight).sum() / weight.sum()
             total = total + error / spread.clamp(min=1e-6)
         return total / len(self.projections)
 
-    def _attention(self, student: Recording, teacher: Recording, kept: torch.Tensor) -> torch.Tensor:
-        total = kept.new_zeros((), dtype=torch.float32)
+    def _attention(
+        self, student: Recording, teacher: Recording, mask: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        """Divergence of the student's shares of attention from the teacher's.
+
+        Where several of the student's tokens lie in one of the teacher's, they share what that one gets.
+        """
+        weight = mask.to(torch.float32)
+        total = weight.new_zeros(())
+        tokens = max(int(places.max()) + 1, teacher.attention[0].shape[-1])
+        sharers = torch.zeros(places.shape[0], tokens).scatter_add_(1, places, weight).gather(1, places).clamp(min=1.0)
         for layer, guess in enumerate(student.attention):
-            goal = teacher.attention[max(self.map[layer + 1] - 1, 0)]
-            tokens = min(goal.shape[1], guess.shape[1])
-            goal, guess = goal[:, :tokens, :tokens], guess[:, :tokens, :tokens]
+            goal = _at(teacher.attention[max(self.map[layer + 1] - 1, 0)].float(), places)
+            index = places[:, None, :].expand(-1, goal.shape[1], -1)
+            goal = goal.gather(2, index) * (weight / sharers)[:, None, :]
+            goal = goal / goal.sum(-1, keepdim=True).clamp(min=1e-6)
             divergence = (goal * (goal.clamp(min=1e-9).log() - guess.clamp(min=1e-9).log())).sum(-1)
-            counted = kept[:, :tokens].to(torch.float32)
-            total = total + (divergence * counted).sum() / counted.sum()
+            total = total + (divergence * weight).sum() / weight.sum()
         return total / max(1, len(student.attention))
+
+
+def _at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Rows of ``x`` ``[B, T', W]`` at ``places`` ``[B, T]``: ``[B, T, W]``."""
+    return x.gather(1, places[:, :, None].expand(-1, -1, x.shape[-1]))

@@ -249,7 +249,7 @@ def train(
                     seen = teacher.run(batch.teacher_feeds, shown)
             outputs = model(batch.feeds, recording)
         loss: torch.Tensor = losses_model(
-            outputs, batch.feeds["attention_mask"], batch.labels, recording, seen, shown, batch.aligned
+            outputs, batch.feeds["attention_mask"], batch.labels, recording, seen, shown, batch.places
         )
         return loss
 

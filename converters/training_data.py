@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from .distillation import UNLABELLED
 from .student import Student
 
 POOL = 50
 """Batches whose texts are sorted by length together."""
+
+AT_ONCE = 1000
+"""Texts that are cut into tokens together."""
 
 ROUND = 16
 """Batches are padded to a multiple of this: oneDNN compiles a kernel for every new shape, which costs more."""
@@ -24,6 +27,7 @@ ROUND = 16
 class Example:
     """One text: token ids and types int32 ``[T]`` for student and teacher, and its label(s).
 
+    ``places``: int32 ``[T]``, for each of the student's tokens the teacher's token that it lies in.
     ``labels``: int64 ``[1]`` for a text, ``[T]`` for tags; ``UNLABELLED`` where there is none.
     """
 
@@ -31,28 +35,65 @@ class Example:
     types: NDArray[np.int32]
     teacher_ids: NDArray[np.int32] | None
     teacher_types: NDArray[np.int32] | None
+    places: NDArray[np.int32] | None
     labels: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded to the longest: feeds by input name int64 ``[B, T]``, labels, and which rows both cut alike."""
+    """Examples padded to the longest: feeds by input name int64 ``[B, T]``, labels, and where the student's tokens
+    lie among the teacher's: int64 ``[B, T]``, 0 for padding."""
 
     feeds: dict[str, torch.Tensor]
     teacher_feeds: dict[str, torch.Tensor] | None
     labels: torch.Tensor
-    aligned: torch.Tensor
+    places: torch.Tensor | None
 
 
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
 ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
     """Token ids and types of each text, special tokens included, cut at ``max_tokens``."""
+    encodings = _encode(tokenizer, texts, max_tokens)
+    return [(np.array(each.ids, np.int32), np.array(each.type_ids, np.int32)) for each in encodings]
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[Encoding]:
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length=max_tokens)
-    encodings = tokenizer.encode_batch(list(texts))
+    encodings: list[Encoding] = tokenizer.encode_batch(list(texts))
     tokenizer.no_truncation()
-    return [(np.array(each.ids, np.int32), np.array(each.type_ids, np.int32)) for each in encodings]
+    return encodings
+
+
+def _example(own: Encoding, other: Encoding | None, labels: NDArray[np.int64]) -> Example:
+    return Example(
+        np.array(own.ids, np.int32),
+        np.array(own.type_ids, np.int32),
+        None if other is None else np.array(other.ids, np.int32),
+        None if other is None else np.array(other.type_ids, np.int32),
+        None if other is None else teacher_places(own, other),
+        labels,
+    )
+
+
+def teacher_places(own: Encoding, other: Encoding) -> NDArray[np.int32]:
+    """For each of the student's tokens of a text, the number of the teacher's token in which it begins.
+
+    Special tokens stand for each other, counted from the end they stand at; what the teacher's cut left out lies in
+    its last token.
+    """
+    inside = [place for place, special in enumerate(other.special_tokens_mask) if not special]
+    begins = np.array([other.offsets[place][0] for place in inside])
+    first = next((place for place, special in enumerate(own.special_tokens_mask) if not special), len(own.ids))
+    places = np.zeros(len(own.ids), np.int32)
+    for place, ((begin, _), special) in enumerate(zip(own.offsets, own.special_tokens_mask, strict=True)):
+        if special:
+            places[place] = place if place < first else len(other.ids) - (len(own.ids) - place)
+        elif inside:
+            places[place] = inside[max(0, int(np.searchsorted(begins, begin, side="right")) - 1)]
+    clipped: NDArray[np.int32] = np.clip(places, 0, max(0, len(other.ids) - 1))
+    return clipped
 
 
 def make_examples(
@@ -64,14 +105,17 @@ def make_examples(
 ) -> list[Example]:
     """Examples of whole-text tasks (``classify``, ``embed``). ``labels`` are class numbers, -100 where unknown."""
     limit = min(max_tokens or student.max_tokens, student.max_tokens)
-    own = encode_texts(student.tokenizer, texts, limit)
-    other: Sequence[tuple[NDArray[np.int32] | None, NDArray[np.int32] | None]]
-    other = [(None, None)] * len(own) if teacher is None else encode_texts(teacher.tokenizer, texts, limit)
-    numbers = labels if labels is not None else [UNLABELLED] * len(own)
-    return [
-        Example(ids, types, teacher_ids, teacher_types, np.array([number], np.int64))
-        for (ids, types), (teacher_ids, teacher_types), number in zip(own, other, numbers, strict=True)
-    ]
+    examples: list[Example] = []
+    for start in range(0, len(texts), AT_ONCE):
+        part = texts[start : start + AT_ONCE]
+        own = _encode(student.tokenizer, part, limit)
+        other: Sequence[Encoding | None] = [None] * len(own)
+        if teacher is not None:
+            other = _encode(teacher.tokenizer, part, min(limit, teacher.max_tokens))
+        for number, (one, its_teacher) in enumerate(zip(own, other, strict=True), start):
+            label = UNLABELLED if labels is None else labels[number]
+            examples.append(_example(one, its_teacher, np.array([label], np.int64)))
+    return examples
 
 
 def make_tag_examples(
@@ -102,9 +146,8 @@ def make_tag_examples(
             word = word_of[begin]
             if word > seen:
                 labels[place], seen = numbers[word], word
-        ids, types = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
-        other = None if teacher is None else encode_texts(teacher.tokenizer, [text], limit)[0]
-        examples.append(Example(ids, types, other and other[0], other and other[1], labels))
+        other = None if teacher is None else _encode(teacher.tokenizer, [text], min(limit, teacher.max_tokens))[0]
+        examples.append(_example(encoding, other, labels))
     student.tokenizer.no_truncation()
     return examples
 
@@ -167,16 +210,13 @@ def collate(examples: Sequence[Example], student: Student, teacher: Student | No
     else:
         labels = torch.tensor([int(each.labels[0]) for each in examples])
     if teacher is None:
-        return Batch(feeds, None, labels, torch.zeros(len(examples), dtype=torch.bool))
+        return Batch(feeds, None, labels, None)
     ids = [each.teacher_ids for each in examples if each.teacher_ids is not None]
     types = [each.teacher_types for each in examples if each.teacher_types is not None]
-    aligned = torch.tensor([len(each.ids) == len(other) for each, other in zip(examples, ids, strict=True)])
-    return Batch(feeds, _feeds(ids, types, teacher), labels, aligned)
-
-
-def batches(
-    examples: Sequence[Example], student: Student, teacher: Student | None, order: Sequence[Sequence[int]]
-) -> Iterator[Batch]:
-    """Batches in the order given by :func:`batch_orders`."""
-    for numbers in order:
-        yield collate([examples[number] for number in numbers], student, teacher)
+    teacher_feeds = _feeds(ids, types, teacher)
+    places = [each.places for each in examples if each.places is not None]
+    if teacher.anatomy.padding_side == "left":
+        width = teacher_feeds["input_ids"].shape[1]
+        places = [row + np.int32(width - len(cut)) for row, cut in zip(places, ids, strict=True)]
+    length = feeds["input_ids"].shape[1]
+    return Batch(feeds, teacher_feeds, labels, _pad(places, 0, student.anatomy.padding_side, length))
