@@ -65,7 +65,7 @@ demo: $(BUNDLE)/bundle.json ## install, convert the sample student, evaluate and
 # Made once, and taken up where an interrupted conversion left it. With exit code 3 (over a device's budget) the bundle is
 # there all the same, and what was printed and the report say so.
 $(BUNDLE)/bundle.json: | $(VENV)/.workbench
-	@mkdir -p $(@D)
+	@mkdir -p $(dir $(BUNDLE))
 	$(EDGESCRIBE) convert $(SAMPLE)/student --task classify --device raspberry-pi-5 --device host \
 		--train $(SAMPLE)/train.jsonl.gz --validation $(SAMPLE)/validation.jsonl.gz --eval $(SAMPLE)/test.jsonl.gz \
 		--recipe $(SAMPLE)/recipe.toml --out $(BUNDLE) \
