@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from .tokenizer_files import read_tokenizer, special_token
 from .weight_files import PICKLED, WEIGHTS, read_weights
 
 HUB_SECONDS = 10.0
-"""How long a hub may take to answer at all."""
+"""How long a hub may take to answer at all; after that, what was downloaded earlier serves."""
 
 LARGEST = 1 << 24
 """Of any size in a configuration; what is over it is a damaged file, not a student."""
@@ -108,12 +109,16 @@ def _folder(source: str | Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", PICKLED]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=HUB_SECONDS))
+        # Downloading has no limit of its own on a hub that says nothing, so it is asked beforehand.
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
+        with contextlib.suppress(Exception):
+            return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Got: ")
         raise StudentError(
             f"there is no folder {name}, and the hub did not give {name!r}: {reason}. "

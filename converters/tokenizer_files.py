@@ -13,6 +13,9 @@ from .json_files import read_object
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that ``tokenizer_config.json`` names, or in older checkpoints ``special_tokens_map.json``."""
 
+VOCABULARIES = ("vocab.txt", "vocab.json")
+"""Older vocabulary files, beside those of sentencepiece (``….model``)."""
+
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer, with neither padding nor truncation set, and the content of ``tokenizer_config.json``.
@@ -41,6 +44,9 @@ def _converted(folder: Path) -> Tokenizer:
     """The fast tokenizer of older vocabulary files (vocab.txt, merges, sentencepiece), as transformers makes it."""
     from transformers import AutoTokenizer
 
+    # Without any of them transformers makes a tokenizer that knows nothing, and says no word.
+    if not any(path.suffix == ".model" or path.name in VOCABULARIES for path in folder.iterdir()):
+        raise StudentError(f"{folder} has no tokenizer.json; save the student's tokenizer.json beside its weights")
     try:
         slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer = Tokenizer.from_str(slow.backend_tokenizer.to_str())
