@@ -20,7 +20,6 @@ from pathlib import Path
 from boards import Board, write_board
 
 SUITE = "bookworm"
-MIRROR = os.environ.get("EDGESCRIBE_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PYTHON = "3.11"
 DEBIAN_PACKAGES = ("python3-minimal", f"libpython{PYTHON}-stdlib", "libstdc++6", "libgomp1")
@@ -94,7 +93,7 @@ class Userland:
         for name in ("state/lists/partial", "cache/archives/partial"):
             (apt / name).mkdir(parents=True)
         (apt / "status").touch()
-        (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {SUITE} main\n")
+        (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {_debian_archive()} {SUITE} main\n")
         settings = {
             "APT::Architecture": "arm64", "APT::Architectures::": "amd64", "APT::Install-Recommends": "false",
             "APT::Sandbox::User": "", "Dir::State": apt / "state", "Dir::State::status": apt / "status",
@@ -125,6 +124,18 @@ class Userland:
             sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--only-binary=:all:",
             "--target", str(target), "--implementation=cp", f"--python-version={PYTHON}", *tags, *what,
         )  # fmt: skip
+
+
+def _debian_archive() -> str:
+    """Address of Debian's archive: EDGESCRIBE_DEBIAN_MIRROR, or where the system's own apt fetches from."""
+    if named := os.environ.get("EDGESCRIBE_DEBIAN_MIRROR"):
+        return named
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    for address in listed:
+        if address.rstrip("/").endswith("/debian"):
+            return address
+    raise RuntimeError("apt's sources name no archive of Debian; name one in EDGESCRIBE_DEBIAN_MIRROR")
 
 
 def _unpack(archive: Path, into: Path, *options: str) -> None:
