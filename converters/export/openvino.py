@@ -74,6 +74,8 @@ def export_openvino(anatomy: Anatomy, shape: Shape, task: Task, weights: Quantiz
         with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
             draft = Path(folder, path.name)
             ov.save_model(model, draft, compress_to_fp16=False)
+            # A sixth of the .xml is indentation.
+            draft.write_text(re.sub(r">\s+<", "><", draft.read_text(encoding="utf-8")), encoding="utf-8")
             for suffix in (".bin", ".xml"):
                 written = draft.with_suffix(suffix)
                 with written.open("rb") as file:
