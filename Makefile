@@ -26,7 +26,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 PY := $(VENV)/bin/python
 EDGESCRIBE := $(VENV)/bin/edgescribe
 
-.PHONY: help demo demo-clean test test-fast test-arm lint bench clean FORCE
+.PHONY: help demo demo-clean test test-fast test-arm lint bench picture clean FORCE
 
 help: ## list the targets
 	@echo 'PYTHON=$(PYTHON) makes the environment $(VENV); set PYTHON=... for another interpreter (3.11 to 3.13).'
@@ -95,6 +95,12 @@ lint: $(VENV)/.tests ## ruff and mypy
 
 bench: $(BUNDLE)/bundle.json ## measure the demo's bundle against its peers (README, Figures)
 	$(PY) benchmarks/classify.py --bundle $(BUNDLE)
+
+picture: $(BUNDLE)/bundle.json ## take the README's picture of the demo's report (needs Debian's chromium)
+	@profile=$$(mktemp -d) && trap 'rm -rf "$$profile"' EXIT && \
+		chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync \
+		--disable-component-update --hide-scrollbars --user-data-dir="$$profile" --window-size=1100,1060 \
+		--screenshot=docs/images/report.png "file://$(CURDIR)/$(BUNDLE).report/report.html"
 
 clean: demo-clean ## take the demo, the environment and the caches away
 	rm -rf $(VENV) .venv-peers .arm .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
