@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from ..errors import DataError
 from .distillation import UNLABELLED
 from .student import Student
 
@@ -127,7 +128,11 @@ def make_tag_examples(
 ) -> list[Example]:
     """Examples of ``tag``: ``tags`` holds one class number for each white-space separated word of a text.
 
-    A word's first token carries its tag, its other tokens and the special ones none.
+    A word's first token carries its tag, its other tokens and the special ones none. Words past ``max_tokens`` are
+    left out.
+
+    Raises:
+        DataError: a text has another number of words than of tags.
     """
     limit = min(max_tokens or student.max_tokens, student.max_tokens)
     student.tokenizer.no_padding()
@@ -136,6 +141,10 @@ def make_tag_examples(
     for text, numbers in zip(texts, tags, strict=True):
         encoding = student.tokenizer.encode(text)
         word_of = word_numbers(text)
+        words = max(word_of, default=-1) + 1
+        if words != len(numbers):
+            student.tokenizer.no_truncation()
+            raise DataError(f"a text of {words} words has {len(numbers)} tags; it begins: {text[:60]!r}")
         labels = np.full(len(encoding.ids), UNLABELLED, np.int64)
         seen = -1
         for place, (begin, end) in enumerate(encoding.offsets):
