@@ -99,7 +99,7 @@ bench: $(BUNDLE)/bundle.json ## measure the demo's bundle against its peers (REA
 picture: $(BUNDLE)/bundle.json ## take the README's picture of the demo's report (needs Debian's chromium)
 	@profile=$$(mktemp -d) && trap 'rm -rf "$$profile"' EXIT && \
 		chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync \
-		--disable-component-update --hide-scrollbars --user-data-dir="$$profile" --window-size=1100,1060 \
+		--disable-component-update --hide-scrollbars --user-data-dir="$$profile" --window-size=1100,1100 \
 		--screenshot=docs/images/report.png "file://$(CURDIR)/$(BUNDLE).report/report.html"
 
 clean: demo-clean ## take the demo, the environment and the caches away
