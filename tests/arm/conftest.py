@@ -9,7 +9,6 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from boards import BOARDS  # noqa: E402
 from userland import Userland  # noqa: E402
 
 TOPICS = ROOT / "samples/debian_topics"
-TEXTS = 16
+TEXTS, MAX_TOKENS = 16, 128
 NOT_SOURCE = shutil.ignore_patterns(
     ".*", "build", "dist", "demo", "*.egg-info", "__pycache__", "samples", "tests", "docs"
 )
@@ -65,53 +64,23 @@ def texts_file(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def bundle(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier of three layers in both int8 precisions for all runtimes, by the real exporters."""
+    """The shipped student in both int8 precisions for all runtimes, calibrated on the texts, not trained further."""
+    import torch
     from edgescribe.converters.make_bundle import make_bundle
+    from edgescribe.converters.read import read_student
     from edgescribe.converters.torch_graph import TorchGraph
     from edgescribe.converters.training import calibrate
     from edgescribe.converters.training_data import make_examples
     from edgescribe.runtimes.registry import RUNTIMES
 
-    student = random_student(texts)
+    torch.set_num_threads(1)  # on a busy machine more of them wait for each other
+    student = read_student(TOPICS / "student", "classify")
     graphs = {}
     for precision in ("w8a8-static", "w8a8-dynamic"):
         graphs[precision] = TorchGraph(student, precision)
-        calibrate(graphs[precision], make_examples(student, texts, [0] * len(texts)))
-    out = tmp_path_factory.mktemp("bundle") / "topics"
+        calibrate(graphs[precision], make_examples(student, texts, None, max_tokens=MAX_TOKENS))
     made = make_bundle(
-        student, graphs, RUNTIMES, out, texts=texts, source=student, recipe={}, seed=0, data_sha256={}
+        student, graphs, RUNTIMES, tmp_path_factory.mktemp("bundle") / "topics", texts=texts, source=student, recipe={},
+        seed=0, data_sha256={}, max_tokens=MAX_TOKENS,
     )  # fmt: skip
     return made.folder
-
-
-def random_student(texts: list[str]) -> Any:
-    """A BERT with random weights whose tokenizer was trained on the texts."""
-    import torch
-    from edgescribe.converters.anatomy import anatomy_of
-    from edgescribe.converters.student import Student
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1200, special_tokens=special))
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    labels = ("hardware", "games", "network", "sound", "text", "web")
-    config = {
-        "model_type": "bert", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 96, "num_hidden_layers": 3,
-        "num_attention_heads": 3, "intermediate_size": 200, "max_position_embeddings": 128, "type_vocab_size": 2,
-        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "id2label": {str(i): label for i, label in enumerate(labels)},
-    }  # fmt: skip
-    anatomy = anatomy_of("bert")
-    shape = anatomy.shape(config)
-    sizes = {"vocabulary": shape.vocabulary, "positions": shape.positions, "types": 2, "labels": len(labels),
-             "neurons": shape.neurons}  # fmt: skip
-    generator = torch.Generator().manual_seed(3)
-    state = {}
-    for name, parameter in anatomy.parameters_of("classify", shape.layers).items():
-        drawn = torch.randn([sizes.get(axis, shape.hidden) for axis in parameter.axes], generator=generator)
-        if parameter.kind == "norm":
-            state[name] = 0.1 * drawn + (1.0 if name.endswith("weight") else 0.0)
-        else:
-            state[name] = drawn * (1.5 / drawn.shape[-1] ** 0.5 if parameter.kind == "matrix" else 0.3)
-    return Student(config, state, tokenizer, {}, "classify", labels, 128, 0, "random", "0" * 64)

@@ -40,7 +40,7 @@ Finished = subprocess.CompletedProcess[str]
 def arguments(bundle: Path, texts_file: Path) -> Callable[[str, str], list[str]]:
     def make(runtime: str, precision: str) -> list[str]:
         return [
-            "-m", "edgescribe", "run", str(bundle), "--input", str(texts_file), "--top-k", "6", "--json",
+            "-m", "edgescribe", "run", str(bundle), "--input", str(texts_file), "--top-k", "20", "--json",
             "--batch-size", "4", "--threads", "2", "--runtime", runtime, "--precision", precision,
         ]  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_answers_are_those_of_this_machine(
 ) -> None:
     done, done_here = runs(board.emulated, runtime, precision), here(runtime, precision)
     there, expected = probabilities(done), probabilities(done_here)
-    assert there.shape == (len(texts), 6)
+    assert there.shape == (len(texts), 20)
     off = np.abs(there - expected).max()
     same = (there.argmax(axis=1) == expected.argmax(axis=1)).mean()
     print(f"{board.emulated} {runtime} {precision}: off by {off:.4f}, {same:.0%} of the labels the same")
