@@ -1,4 +1,4 @@
-"""One set of integers, scales and grids in the three files, for every family; and every linear layer on int8 kernels."""
+"""One set of integers, scales and grids in the three files, for every family; int8 kernels for every linear layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from edgescribe.converters.anatomy import FAMILIES
 from edgescribe.converters.export.litert import export_litert
 from edgescribe.converters.export.litert import kernel_report as litert_kernels
@@ -119,11 +118,12 @@ def test_the_engines_give_what_torch_gives_in_float(
         with torch.no_grad():
             expected = graph.run({name: torch.from_numpy(value).long() for name, value in feeds.items()})
         for runtime, path in paths.items():
-            with_session = open_artifact(runtime, path, OpenOptions(threads=1, padding_side=student.anatomy.padding_side))
-            asked = {spec.name for spec in with_session.inputs}
-            outputs = with_session.run({name: value for name, value in feeds.items() if name in asked})
+            options = OpenOptions(threads=1, padding_side=student.anatomy.padding_side)
+            session = open_artifact(runtime, path, options)
+            asked = {spec.name for spec in session.inputs}
+            outputs = session.run({name: value for name, value in feeds.items() if name in asked})
             for name, value in expected.items():
                 np.testing.assert_allclose(
                     outputs[name], value.numpy(), atol=2e-5 * max(1.0, float(value.abs().max())), err_msg=runtime
                 )
-            with_session.close()
+            session.close()
