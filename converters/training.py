@@ -1,4 +1,5 @@
-"""The training loop: ``accelerate`` underneath, so that one machine or many is ``accelerate launch``.
+"""The training loop: ``accelerate`` underneath, so that one machine or many is ``accelerate launch`` (on CPUs alone,
+``torchrun`` with ``ACCELERATE_USE_CPU=true``, which needs no MPI).
 
 Order of data, weights and dropout follow the seed. Every so often the whole state goes to a checkpoint folder
 (written aside, then renamed); a run that was killed takes it up and comes to the same losses. Ctrl-C waits for
