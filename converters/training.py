@@ -141,6 +141,7 @@ def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(aside, ignore_errors=True)
+    accelerator.wait_for_everyone()
     try:
         with output_errors(folder):
             accelerator.save_state(str(aside), safe_serialization=False)
