@@ -1,7 +1,8 @@
 """Every command: its good path, each exit code it can end with, its help, and ``--json`` on all of them.
 
-``CASES`` is the table. A case runs twice in this process, plainly and with ``--json``; add a line for a new
-command or a new way to fail. ``{bundle}``, ``{texts}`` and the like in arguments are the names in ``places``.
+``CASES`` is the table, ``WORKBENCH_CASES`` that of the commands that need torch. A case runs twice in this process,
+plainly and with ``--json``; add a line for a new command or a new way to fail. ``{bundle}``, ``{texts}`` and the like in
+arguments are the names in ``places``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from edgescribe.__main__ import COMMANDS, edgescribe, run
 from edgescribe.sdk.console import Result, command, run_cli
 
 BRIEF = ("--samples", "4", "--seconds", "0")
+TOPICS = ("{student}", "--task", "classify", "--train", "{train}")
+CONVERT = ("convert", *TOPICS, "--eval", "{evaluation}")
+RECOVER = ("recover", *TOPICS, "--teacher", "{student}", "--recipe", "{recipe}")
+EASY = ("--device", "{easy_profile}", *BRIEF, "--out", "{tmp}/converted", "--force")
 
 
 class Case(NamedTuple):
@@ -111,6 +116,78 @@ CASES = [
     Case(("completion", "tcsh"), 2, "tcsh"),
 ]
 
+WORKBENCH_CASES = [
+    # convert
+    Case((*CONVERT, *EASY, "--recipe", "{recipe}"), 0, "report.html", slow=True),
+    Case((*CONVERT, *EASY, "--dry-run"), 0, "Nothing was written"),
+    Case((*CONVERT, *EASY, "--dry-run", "--recipe", "strong", "--runtime", "litert"), 0, "strong"),
+    Case(
+        (*CONVERT, *EASY, "--device", "{tight_profile}", "--runtime", "litert", "--recipe", "round"),
+        3,
+        "over budget: tight: p90 latency",
+        slow=True,
+    ),
+    Case(("convert", "{student}"), 2, "--task"),
+    Case((*CONVERT, *EASY, "--task", "sing"), 2, "sing"),
+    Case((*CONVERT, *EASY, "--runtime", "abacus"), 2, "abacus"),
+    Case((*CONVERT, *EASY, "--dry-run", "--resume"), 2, "exclude each other"),
+    Case((*CONVERT, *EASY, "--samples", "0"), 2, "--samples"),
+    Case((*CONVERT, *EASY, "--recipe", "hars"), 4, "did you mean harsh"),
+    Case((*CONVERT, *EASY, "--recipe", "{bad_recipe}"), 4, "'training.epoch'"),
+    Case((*CONVERT, *EASY, "--device", "abacus"), 4, "abacus"),
+    Case((*CONVERT, *EASY, "--eval", "{foreign_texts}"), 4, "cooking"),
+    Case((*CONVERT, *EASY, "--train", "{bad_rows}"), 4, "bad_rows.jsonl"),
+    Case((*CONVERT, *EASY, "--resume"), 4, "nothing to resume"),
+    Case((*CONVERT, *EASY, "--out", "{student}"), 4, "is not a bundle"),
+    Case((*CONVERT, *EASY, "--teacher", "{missing}"), 4, "no folder"),
+    # plan
+    Case(("plan", "{student}", "--task", "classify", "--device", "raspberry-pi-5"), 0, "gentle"),
+    Case(("plan", *TOPICS, "--device", "{easy_profile}", "--runtime", "litert"), 0, "litert"),
+    Case(("plan", "{student}", "--task", "classify", "--device", "{tight_profile}"), 3, "harsh"),
+    Case(("plan", "{student}", "--task", "classify"), 2, "--device"),
+    Case(("plan", "{missing}", "--task", "classify", "--device", "rk3588"), 4, "no folder"),
+    Case(("plan", "{texts}", "--task", "classify", "--device", "rk3588"), 4, "is a file"),
+    Case(("plan", "{student}", "--task", "classify", "--device", "{profile_without_budget}"), 4, "no budget"),
+    # prune
+    Case(("prune", *TOPICS, "--layers", "1", "--vocabulary", "0", "--out", "{tmp}/pruned", "--force"), 0, "weights"),
+    Case(("prune", *TOPICS, "--recipe", "harsh", "--out", "{tmp}/pruned", "--force"), 0, "pruned"),
+    Case(("prune", *TOPICS, "--out", "{tmp}/pruned"), 2, "say what to prune"),
+    Case(("prune", *TOPICS, "--recipe", "light", "--layers", "1", "--out", "{tmp}/p"), 2, "exclude each other"),
+    Case(("prune", *TOPICS, "--layers", "0", "--out", "{tmp}/p"), 2, "--layers"),
+    Case(("prune", *TOPICS, "--layers", "9", "--out", "{tmp}/p"), 4, "9 layers; this student has 2"),
+    Case(("prune", *TOPICS, "--layers", "1", "--out", "{student}"), 4, "exists already"),
+    Case(("prune", *TOPICS, "--layers", "1", "--out", "{tmp}", "--force"), 4, "not a checkpoint"),
+    # recover
+    Case((*RECOVER, "--validation", "{validation}", "--out", "{tmp}/recovered", "--force"), 0, "w8a8-static"),
+    Case(("recover", *TOPICS, "--out", "{tmp}/r"), 2, "--teacher"),
+    Case(("recover", *TOPICS, "--teacher", "{missing}", "--out", "{tmp}/r"), 4, "no folder"),
+    Case(("recover", *TOPICS, "--teacher", "{student}", "--out", "{tmp}/r", "--resume"), 4, "nothing to resume"),
+    # export
+    Case(("export", "{recovered}", "--texts", "{evaluation}", "--out", "{tmp}/exported", "--force"), 0, "litert"),
+    Case(
+        ("export", "{student}", "--texts", "{train}", "--runtime", "litert", "--out", "{tmp}/plain", "--force"),
+        0,
+        "fp32",
+    ),
+    Case(("export", "{student}", "--out", "{tmp}/e"), 2, "--texts"),
+    Case(("export", "{student}", "--texts", "{train}", "--max-tokens", "4000", "--out", "{tmp}/e"), 2, "2 to 48"),
+    Case(("export", "{missing}", "--texts", "{train}", "--out", "{tmp}/e"), 4, "missing"),
+    Case(("export", "{student}", "--texts", "{missing}", "--out", "{tmp}/e"), 4, "missing"),
+    Case(("export", "{student}", "--texts", "{train}", "--out", "{bundle}"), 4, "exists already"),
+    # evaluate
+    Case(("evaluate", "{student}", "--eval", "{evaluation}"), 0, "torch/fp32"),
+    Case(("evaluate", "{recovered}", "--eval", "{evaluation}"), 0, "torch/w8a8-static"),
+    Case(("evaluate", "{bundle}", "--eval", "{texts}", *BRIEF), 0, "onnxruntime/fp32"),
+    Case(("evaluate", "{student}"), 2, "--eval"),
+    Case(("evaluate", "{student}", "--eval", "{train}", "--task", "embed"), 2, "--reference"),
+    Case(("evaluate", "{bundle}", "--eval", "{texts}", "--task", "tag"), 2, "is a bundle for classify"),
+    Case(("evaluate", "{missing}", "--eval", "{train}"), 2, "--task"),
+    Case(("evaluate", "{student}", "--eval", "{texts}", "--task", "tag"), 4, "tags"),
+    Case(("evaluate", "{bundle}", "--eval", "{texts}", "--runtime", "litert"), 4, "no artifact for litert"),
+    Case(("evaluate", "{bundle}", "--eval", "{foreign_texts}"), 4, "cooking"),
+    Case(("evaluate", "{damaged}", "--eval", "{texts}"), 4, "words.onnx"),
+]
+
 
 @pytest.fixture(scope="module")
 def places(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -120,6 +197,7 @@ def places(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     (tmp / "texts.jsonl").write_text("".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows))
     (tmp / "lines.txt").write_text("audio music\n\nchess\n")
     (tmp / "bad_rows.jsonl").write_text('{"words": 1}\n')
+    (tmp / "foreign.jsonl").write_text('{"text": "a soup", "label": "cooking"}\n')
     (tmp / "binary.bin").write_bytes(b"\x80\x02\xff\xfe")
     shutil.copytree(small_bundle, tmp / "damaged")
     artifact = tmp / "damaged" / "onnxruntime" / "words.onnx"
@@ -138,12 +216,41 @@ def places(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         "lines": str(tmp / "lines.txt"),
         "bad_rows": str(tmp / "bad_rows.jsonl"),
         "binary": str(tmp / "binary.bin"),
+        "foreign_texts": str(tmp / "foreign.jsonl"),
         "missing": str(tmp / "missing"),
         "damaged": str(tmp / "damaged"),
         "profile": str(tmp / "profile.toml"),
         "tight_profile": str(tmp / "tight.toml"),
         "profile_without_budget": str(tmp / "without.toml"),
         "tmp": str(tmp),
+    }
+
+
+@pytest.fixture(scope="module")
+def workbench_places(
+    places: dict[str, str], topic_files: Any, easy_profile: Path, tight_profile: Path
+) -> dict[str, str]:
+    """``places``, and a student with its data."""
+    from edgescribe import read_recipe, recover_checkpoint
+
+    tmp = Path(places["tmp"])
+    (tmp / "short.toml").write_text("[training]\nepochs = 1\n")
+    (tmp / "bad.toml").write_text("[training]\nepoch = 1\n")
+    recover_checkpoint(
+        topic_files.student,
+        teacher=topic_files.student,
+        task="classify",
+        train=topic_files.train,
+        recipe=read_recipe("round"),
+        out=tmp / "rounded",
+    )
+    return places | {
+        **{name: str(path) for name, path in topic_files._asdict().items()},
+        "easy_profile": str(easy_profile),
+        "tight_profile": str(tight_profile),
+        "recipe": str(tmp / "short.toml"),
+        "bad_recipe": str(tmp / "bad.toml"),
+        "recovered": str(tmp / "rounded"),
     }
 
 
@@ -159,7 +266,7 @@ def call(
 ) -> Callable[..., Ended]:
     """Run the command line in this process."""
 
-    def call(arguments: Sequence[str], stdin: str | None = None) -> Ended:
+    def call(arguments: Sequence[str], stdin: str | None = None, places: dict[str, str] = places) -> Ended:
         raw = io.BytesIO((stdin or "").encode())
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw, encoding="utf-8"))
         code = run([argument.format(**places) for argument in arguments])
@@ -169,14 +276,32 @@ def call(
     return call
 
 
-def cases() -> list[Any]:
+def params(cases: list[Case]) -> list[Any]:
     marks = {True: [pytest.mark.slow], False: []}
-    return [pytest.param(case, id=case.name, marks=marks[case.slow]) for case in CASES]
+    return [pytest.param(case, id=case.name, marks=marks[case.slow]) for case in cases]
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", params(CASES))
 def test_in_words(case: Case, call: Callable[..., Ended]) -> None:
-    ended = call(case.arguments, case.stdin)
+    check_words(case, call(case.arguments, case.stdin))
+
+
+@pytest.mark.parametrize("case", params(CASES))
+def test_in_json(case: Case, call: Callable[..., Ended]) -> None:
+    check_json(case, call([*case.arguments, "--json"], case.stdin))
+
+
+@pytest.mark.parametrize("case", params(WORKBENCH_CASES))
+def test_the_workbench_in_words(case: Case, call: Callable[..., Ended], workbench_places: dict[str, str]) -> None:
+    check_words(case, call(case.arguments, places=workbench_places))
+
+
+@pytest.mark.parametrize("case", params(WORKBENCH_CASES))
+def test_the_workbench_in_json(case: Case, call: Callable[..., Ended], workbench_places: dict[str, str]) -> None:
+    check_json(case, call([*case.arguments, "--json"], places=workbench_places))
+
+
+def check_words(case: Case, ended: Ended) -> None:
     assert ended.code == case.code, ended.err
     assert "Traceback" not in ended.err
     if case.code in (0, 3):
@@ -188,9 +313,7 @@ def test_in_words(case: Case, call: Callable[..., Ended]) -> None:
         assert ended.out == ""
 
 
-@pytest.mark.parametrize("case", cases())
-def test_in_json(case: Case, call: Callable[..., Ended]) -> None:
-    ended = call([*case.arguments, "--json"], case.stdin)
+def check_json(case: Case, ended: Ended) -> None:
     assert ended.code == case.code, ended.err
     parsed = json_of(ended.out)
     if case.code in (0, 3):
@@ -253,7 +376,7 @@ def test_every_option_is_explained(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", written())
 def test_every_command_is_in_the_table(name: str) -> None:
-    codes = {case.code for case in CASES if case.arguments[:1] == (name,)}
+    codes = {case.code for case in CASES + WORKBENCH_CASES if case.arguments[:1] == (name,)}
     assert {0, 2} <= codes, f"add cases for {name!r} to CASES: its good path and wrong usage at least"
 
 
@@ -430,13 +553,49 @@ def test_bash_takes_the_script() -> None:
     assert "_edgescribe_completion" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["convert", "plan", "prune", "recover", "export", "evaluate"])
+def test_the_workbench_explains_itself_without_torch_and_names_the_extra(name: str, places: dict[str, str]) -> None:
+    without = "import sys; sys.modules['torch'] = None; from edgescribe.__main__ import main; main()"
+    arguments = {
+        "convert": ["a", "--task=tag", "--device=host", "--train=b", "--eval=c", "--out=d"],
+        "plan": ["a", "--task=tag", "--device=host"],
+        "prune": ["a", "--task=tag", "--train=b", "--layers=1", "--out=c"],
+        "recover": ["a", "--teacher=t", "--task=tag", "--train=b", "--out=c"],
+        "export": ["a", "--texts=b", "--out=c"],
+        "evaluate": ["a", "--eval=b"],
+    }
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-c", without, name, *arguments], capture_output=True, text=True, timeout=120
+        )
+
+    assert call("--help").returncode == 0
+    done = call(*arguments[name], "--json")
+    assert done.returncode == 5, done.stderr
+    assert json.loads(done.stdout)["error"]["type"] == "MissingExtraError"
+    assert "pip install 'edgescribe[convert]'" in done.stderr
+
+
+def test_a_function_of_the_workbench_names_the_extra_too() -> None:
+    code = "import sys; sys.modules['torch'] = None; import edgescribe\ntry: edgescribe.convert\n"
+    code += "except edgescribe.MissingExtraError as error: print(error.package, error.extra)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "torch convert\n"
+
+
 # What the frame does with faults, by a command that has them
 
 
+KINDS = ["fault", "interrupt", "interrupt-in-words", "torch", "unknown-package", "numpy"]
+
+
 @command()
-@click.option("--kind", type=click.Choice(["fault", "interrupt", "torch", "unknown-package", "numpy"]), required=True)
+@click.option("--kind", type=click.Choice(KINDS), required=True)
 def break_down(kind: str) -> Result:
     """Go wrong."""
+    if kind == "interrupt-in-words":
+        raise KeyboardInterrupt("interrupted; --resume goes on")
     if kind == "fault":
         raise RuntimeError("the sky fell")
     if kind == "interrupt":
@@ -458,6 +617,7 @@ def break_down(kind: str) -> Result:
         ("torch", 5, "MissingExtraError", "pip install 'edgescribe[convert]'"),
         ("unknown-package", 1, "ModuleNotFoundError", "abacus"),
         ("interrupt", 130, "Interrupted", "interrupted"),
+        ("interrupt-in-words", 130, "Interrupted", "--resume goes on"),
     ],
 )
 def test_faults(kind: str, code: int, name: str, shows: str, capsys: pytest.CaptureFixture[str]) -> None:
