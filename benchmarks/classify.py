@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -172,9 +173,9 @@ def student_facts(models: Path, bundle: Bundle) -> StudentFacts:
     return StudentFacts(models / "fp32/tokenizer.json", labels, bundle.manifest.tokenizer.max_tokens)
 
 
-def share_of_same_tokens(facts: StudentFacts, bundle: Bundle, texts: list[str]) -> float:
+def share_of_same_tokens(facts: StudentFacts, bundle: Bundle, texts: Sequence[str]) -> float:
     """Share of texts that the bundle splits into the very ids of the peers (a pruned vocabulary numbers anew)."""
-    few = texts[:50]
+    few = list(texts[:50])
     ours = bundle.tokenizer.tokenize(few)
     theirs = [token_ids(facts.tokenizer, text, facts.max_tokens) for text in few]
     return sum(list(own.ids) == other for own, other in zip(ours, theirs, strict=True)) / len(few)

@@ -69,7 +69,7 @@ def burst(run: Callable[[Feeds], Any], feeds: list[Feeds], asked: dict[str, Any]
     """Latency in milliseconds of each call, one after the other, after a warm-up."""
     for turn in range(asked["warmup"]):
         run(feeds[turn % len(feeds)])
-    latencies = []
+    latencies: list[float] = []
     begun = time.perf_counter()
     while True:
         turn_feeds = feeds[len(latencies) % len(feeds)]
@@ -100,7 +100,7 @@ class Edgescribe:
             spec["path"], runtime=spec["runtime"], precision=spec["precision"], threads=spec["threads"]
         )
         # What classify calls: its time without the tokenizer, as the peers' is.
-        self.session = self.student._session
+        self.session: Any = self.student._session
 
     def engine(self) -> str:
         """The engine, its version and how it runs, in words."""
@@ -109,7 +109,7 @@ class Edgescribe:
 
     def ids(self, text: str) -> list[int]:
         """A text's token ids."""
-        return self.student.tokenizer.tokenize([text])[0].ids
+        return list(self.student.tokenizer.tokenize([text])[0].ids)
 
     def feeds(self, ids: list[int]) -> Feeds:
         """Inputs of batch 1, ready for :meth:`run`."""
@@ -125,7 +125,7 @@ class Edgescribe:
 
     def classify(self, text: str) -> str:
         """The likeliest label."""
-        return self.student.classify(text).label
+        return str(self.student.classify(text).label)
 
 
 class Peer(ABC):
@@ -159,7 +159,7 @@ class Peer(ABC):
     def classify(self, text: str) -> str:
         """The likeliest label."""
         logits = self.run(self.feeds(self.ids(text)))
-        return self.labels[int(logits[0].argmax())]
+        return str(self.labels[int(logits[0].argmax())])
 
 
 class Torch(Peer):

@@ -16,7 +16,7 @@ from pathlib import Path
 def quantize(model: Path, ids: Path, out: Path) -> None:
     """Read a model, calibrate, and write it quantised."""
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO then reports nothing
-    import nncf
+    import nncf  # type: ignore[import-not-found]
     import numpy as np
     import openvino
 

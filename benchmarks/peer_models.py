@@ -19,19 +19,23 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import onnxruntime.quantization as quantization
 import onnxruntime.transformers.optimizer as transformer_optimizer
 import torch
 from edgescribe.converters.freeze import freeze_float
 from edgescribe.converters.make_bundle import export
 from edgescribe.converters.read import read_student
+from numpy.typing import NDArray
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.fusion_options import FusionOptions
 from transformers import AutoModelForSequenceClassification
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 NAMES = ("ours", "torch", "fused")
+TOLERANCE = 1e-3
 
 
 class Logits(torch.nn.Module):
@@ -55,8 +59,11 @@ def write_all(source: Path, out: Path) -> None:
     student.save(out / "fp32", torch.float32)
     export(student, "onnxruntime", freeze_float(student), out / "ours.onnx")
     model = AutoModelForSequenceClassification.from_pretrained(out / "fp32", dtype=torch.float32).eval()
-    ids = torch.ones((2, 16), dtype=torch.long)
-    example = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids - 1}
+    ids = torch.randint(model.config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    # One tensor each: the exporter takes inputs that are the same object for one input.
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    with torch.inference_mode():
+        expected = model(**example).logits.numpy()
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     program = torch.onnx.export(
         Logits(model).eval(),
@@ -80,12 +87,31 @@ def write_all(source: Path, out: Path) -> None:
     )
     fused.save_model_to_file(str(out / "fused.onnx"))
     for name in NAMES:
+        check_onnx(out / f"{name}.onnx", example, expected)
         quantize_dynamic(out / f"{name}.onnx", out / f"{name}-int8.onnx", prepared=name != "torch")
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO then reports nothing
     import openvino
 
     converted = openvino.convert_model(Logits(model).eval(), example_input=example)
     openvino.save_model(converted, out / "openvino.xml", compress_to_fp16=False)
+    exact = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    check(out / "openvino.xml", exact({name: value.numpy() for name, value in example.items()})[0], expected)
+
+
+def check_onnx(path: Path, example: dict[str, torch.Tensor], expected: NDArray[np.float32]) -> None:
+    """See that a float graph computes what torch does, so that no peer is quick by being wrong."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feeds = {
+        node.name: example[node.name].numpy().astype(np.int32 if node.type == "tensor(int32)" else np.int64)
+        for node in session.get_inputs()
+    }
+    check(path, session.run(None, feeds)[0], expected)
+
+
+def check(path: Path, got: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    difference = float(np.abs(got - expected).max())
+    if not difference < TOLERANCE:
+        raise RuntimeError(f"{path.name} differs from torch by {difference:g} in its logits")
 
 
 def quantize_dynamic(source: Path, target: Path, *, prepared: bool) -> None:
