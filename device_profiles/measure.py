@@ -27,9 +27,10 @@ from .schema import Accelerator, Avoid, Budget, DeviceProfile, Memory, RuntimePr
 Progress = Callable[[float, str], None]
 
 _MIB = 1 << 20
-# The import name of each runtime's engine. Order of preference: memory counts first on ARM boards, speed elsewhere.
+# The import name of each runtime's engine. LiteRT goes first: of the three it takes the least memory, and with int8
+# encoders the least time (benchmarks/classify.py).
 _ENGINES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "litert": ("ai_edge_litert", "tflite_runtime")}
-_ORDER = {"x86_64": ("openvino", "onnxruntime", "litert"), "aarch64": ("litert", "onnxruntime", "openvino")}
+_ORDER = {"x86_64": ("litert", "openvino", "onnxruntime"), "aarch64": ("litert", "onnxruntime", "openvino")}
 
 # Runs in a process of its own: BLAS reads its number of threads once, when numpy is imported.
 _FLOAT_DENSE = f"""
