@@ -21,6 +21,21 @@ VOCABULARY = OTHERS + tuple(word for label in LABELS for word in WORDS[label])
 MAX_TOKENS = 32
 
 
+class RootIsAFolder:
+    """Keeps pytest from importing the checkout's root, which is the package edgescribe, by the folder's name.
+
+    A checkout may have any name, one with a dash too, and such a package cannot be imported.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == Path(__file__).parents[1] else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RootIsAFolder())
+
+
 def word_scores() -> np.ndarray:
     """float32 ``[vocabulary, labels]``: 4 where a word speaks for a label, else 0."""
     scores = np.zeros((len(VOCABULARY), len(LABELS)), np.float32)
