@@ -8,14 +8,14 @@ import pytest
 from bars import Measured, Quality, bars
 from contenders import Contender, StudentFacts, artifacts, peers
 from edgescribe.sdk.bundle import read_bundle
-from interleaved_run import Effort, Texts, run
+from interleaved_run import Effort, Figures, Texts, run
 
 EFFORT = Effort(rounds=3, calls=4, seconds=0.0, warmup=1, starts=2, memory_texts=3)
 TEXTS = ["the router and the network card", "chess and a puzzle", "a mixer for audio", "packet router tool"]
 TRUTH = ["net", "games", "sound", "net"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def contenders(small_bundle: Path) -> list[Contender]:
     bundle = read_bundle(small_bundle)
     model = small_bundle / "onnxruntime/words.onnx"
@@ -30,9 +30,20 @@ def contenders(small_bundle: Path) -> list[Contender]:
     return [Contender("ORT fp32", "ONNX Runtime fp32", peer, [model]), *artifacts(bundle, 1)]
 
 
-def test_every_contender_is_timed_started_and_asked(contenders: list[Contender]) -> None:
-    stages = []
-    found = run(contenders, Texts(TEXTS[:2], 16, TEXTS), EFFORT, lambda stage, part: stages.append((stage, part)))
+@pytest.fixture(scope="module")
+def stages() -> list[tuple[str, float]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(contenders: list[Contender], stages: list[tuple[str, float]]) -> dict[str, Figures]:
+    texts = Texts(TEXTS[:2], 16, TEXTS)
+    return run(contenders, texts, EFFORT, lambda stage, part: stages.append((stage, part)))
+
+
+def test_every_contender_is_timed_started_and_asked(
+    found: dict[str, Figures], stages: list[tuple[str, float]]
+) -> None:
     assert list(found) == ["ORT fp32", "edgescribe fp32, onnxruntime"]
     for figures in found.values():
         assert [len(burst) for burst in figures.latencies_ms] == [4, 4, 4]
@@ -51,8 +62,7 @@ def test_what_a_contender_said_last_is_told(contenders: list[Contender], tmp_pat
         run([broken], Texts(TEXTS, 16, TEXTS), EFFORT)
 
 
-def test_the_bundle_is_measured_against_its_peer(contenders: list[Contender]) -> None:
-    found = run(contenders, Texts(TEXTS, 16, TEXTS), EFFORT)
+def test_the_bundle_is_measured_against_its_peer(contenders: list[Contender], found: dict[str, Figures]) -> None:
     measured = [Measured(one, found[one.name], Quality(1.0, 1.0)) for one in contenders]
     size = contenders[0].mb
     by_name = {bar.what: bar for bar in bars(measured, fp32_mb=4 * size)}
