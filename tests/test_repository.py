@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,14 @@ def test_decisions_are_numbered_without_gaps_and_titled(texts: dict[str, str]) -
         numbers.append(int(match[1]))
         assert texts[f"docs/decisions/{name}"].startswith(f"# {match[1]}: ")
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_tests_run_in_a_checkout_of_any_name(tmp_path: Path) -> None:
+    checkout = tmp_path / "a-checkout of.mine"  # no name that a package could have
+    (checkout / "tests").mkdir(parents=True)
+    for name in ("pyproject.toml", "__init__.py", "errors.py"):
+        shutil.copy(ROOT / name, checkout)
+    (checkout / "tests/test_nothing.py").write_text("def test_nothing():\n    pass\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
