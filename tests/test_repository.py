@@ -108,8 +108,8 @@ def test_decisions_are_numbered_without_gaps_and_titled(texts: dict[str, str]) -
 def test_tests_run_in_a_checkout_of_any_name(tmp_path: Path) -> None:
     checkout = tmp_path / "a-checkout of.mine"  # no name that a package could have
     (checkout / "tests").mkdir(parents=True)
-    for name in ("pyproject.toml", "__init__.py", "errors.py"):
-        shutil.copy(ROOT / name, checkout)
+    for name in ("pyproject.toml", "__init__.py", "errors.py", "tests/conftest.py"):
+        shutil.copy(ROOT / name, checkout / name)
     (checkout / "tests/test_nothing.py").write_text("def test_nothing():\n    pass\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
