@@ -32,7 +32,6 @@ def output_errors(target: Path) -> Iterator[None]:
         advice = _ADVICE.get(error.errno or 0, f"{error.strerror or error}: give another path")
         raise OutputError(f"{target} was not written, {advice}") from error
     except Exception as error:
-        text = str(error)
-        if not any(word in text for word in _NOT_WRITTEN):
+        if not any(word in str(error) for word in _NOT_WRITTEN):
             raise
-        raise OutputError(f"{target} was not written ({text.splitlines()[0]}); is the disk full?") from error
+        raise OutputError(f"{target} was not written, most likely since the disk is full: free some space") from error

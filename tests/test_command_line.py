@@ -1,7 +1,7 @@
 """Every command: its good path, each exit code it can end with, its help, and ``--json`` on all of them.
 
 ``CASES`` is the table, ``WORKBENCH_CASES`` that of the commands that need torch. A case runs twice in this process,
-plainly and with ``--json``; add a line for a new command or a new way to fail. ``{bundle}``, ``{texts}`` and the like in
+plainly and with ``--json``; add a line for a new command or a new way to fail. ``{bundle}``, ``{texts}`` and so on in
 arguments are the names in ``places``.
 """
 
@@ -689,3 +689,18 @@ def test_a_pipe_gets_neither(places: dict[str, str]) -> None:
 
 def test_a_terminal_without_texts_is_asked_for_them(places: dict[str, str]) -> None:
     assert "no texts: give --text" in on_terminal(["run", places["bundle"]])
+
+
+@pytest.mark.slow
+def test_stages_have_bars_on_a_terminal_and_lines_elsewhere(workbench_places: dict[str, str]) -> None:
+    arguments = ["recover", "{student}", "--teacher", "{student}", "--task", "classify", "--train", "{train}"]
+    arguments += ["--recipe", "{recipe}", "--force", "--out", "{tmp}/shown"]
+    arguments = [argument.format(**workbench_places) for argument in arguments]
+    sent = on_terminal(arguments, OMP_NUM_THREADS="1")
+    assert re.search(r"Training on the grid  \[#+-+\] +\d+%.*loss \d", sent)
+    assert "checkpoint: " in sent
+    quiet = process(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert quiet.returncode == 0
+    assert "\x1b" not in quiet.stderr
+    stages = [line.partition(":")[0] for line in quiet.stderr.splitlines()]
+    assert stages == ["reading", "cutting texts into tokens", "calibrating", "training on the grid"]
