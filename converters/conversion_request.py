@@ -10,6 +10,7 @@ from pathlib import Path
 from ..device_profiles.profiles import load_profile
 from ..device_profiles.schema import DeviceProfile
 from ..errors import EngineError, MissingExtraError, StudentError, UsageError
+from ..runtimes.onnxruntime import products_saturate
 from ..runtimes.registry import RUNTIMES, runtime
 from .anatomy import Task
 from .conversion_data import Texts, check_labels, hold_out, read_texts
@@ -73,6 +74,7 @@ def read_request(
     if recipe is None:
         plan = make_plan(read, profiles, runtimes=runtimes, texts=train_texts.texts + validation_texts.texts)
         recipe = plan.recipe
+    runtimes = trusted_runtimes(runtimes, recipe.precision, warn)
     for profile in profiles:
         budget_of(profile, task)
         preferred_runtime(profile, recipe.precision, runtimes)
@@ -134,6 +136,28 @@ def check_runtimes(runtimes: Sequence[str]) -> None:
             raise EngineError(f"artifacts for {name} are checked by running them, and that fails here: {found.reason}")
         if importlib.util.find_spec(WRITERS[name]) is None:
             raise MissingExtraError(WRITERS[name], "convert")
+
+
+def trusted_runtimes(
+    runtimes: Sequence[str], precision: str, warn: Callable[[str], None] | None = None, root: Path = Path("/")
+) -> tuple[str, ...]:
+    """Those of the runtimes whose answers in a precision can be trusted on this machine; the others are warned of.
+
+    OpenVINO's int8 products saturate on x86-64 without VNNI (docs/decisions/007), so that its artifact could not be
+    checked here. ``root`` is where the machine's /proc lies.
+
+    Raises:
+        EngineError: none is left.
+    """
+    if precision == "fp32" or "openvino" not in runtimes or not products_saturate(root):
+        return tuple(runtimes)
+    left = tuple(name for name in runtimes if name != "openvino")
+    said = "OpenVINO computes int8 wrongly on this CPU (x86-64 without VNNI)"
+    if not left:
+        raise EngineError(f"{said}, and no other runtime was asked for; take onnxruntime or litert, or recipe float")
+    if warn is not None:
+        warn(f"{said}: no artifact is made for it")
+    return left
 
 
 def _some(names: set[str]) -> str:
