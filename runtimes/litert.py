@@ -12,7 +12,6 @@ products of float activations with integer weights as zeros, without an error: s
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -74,7 +73,7 @@ def engine() -> Engine:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             advice = "it needs numpy below 2" if package == FALLBACK else "install it anew"
             raise EngineError(f"{package} cannot be imported: {reason}; {advice}") from error
-        return Engine(package, importlib.metadata.version(package), module)
+        return Engine(package, str(importlib.import_module(package).__version__), module)
     raise MissingExtraError("ai-edge-litert", NAME)
 
 
