@@ -243,8 +243,9 @@ def report_text(report: dict[str, Any]) -> str:
             f"{settings['threads']} threads, batch {settings['batch']}, {settings['tokens']} tokens; "
             f"{effort['rounds']} rounds in changing order, {min(one['samples'] for one in lines)} or more calls each; "
             f"latencies are medians over the rounds, for {tokens}.",
-            f"Accuracy on {settings['test_texts']} test texts of at most {settings['most_tokens']} tokens. Peak memory "
-            f"and cold start: {effort['starts']} fresh processes, {effort['memory_texts']} texts.",
+            f"Accuracy on {settings['test_texts']} test texts of at most {settings['most_tokens']} tokens. Cold start: "
+            f"median of {effort['starts']} fresh processes; peak memory: largest of {effort['memory_starts']}, after "
+            f"{effort['memory_texts']} texts one by one.",
             f"Machine: {machine['cpu']}, {machine['cpus']} CPUs ({features}), {machine['system']}, Python "
             f"{machine['python']}.",
             f"Load average {machine['load_before']:.2f} before, {machine['load_after']:.2f} after; other processes "

@@ -36,7 +36,7 @@ class Effort:
     """How much is measured.
 
     ``rounds`` bursts of at least ``calls`` calls and ``seconds`` seconds for each contender, each after ``warmup``
-    calls; ``starts`` fresh processes for each; ``memory_texts`` texts classified in each of these.
+    calls; ``starts`` fresh processes for each, of which the first ``memory_starts`` classify ``memory_texts`` texts.
     """
 
     rounds: int = 20
@@ -44,10 +44,11 @@ class Effort:
     seconds: float = 3.0
     warmup: int = 8
     starts: int = 7
+    memory_starts: int = 3
     memory_texts: int = 100
 
 
-QUICK = Effort(rounds=5, calls=16, seconds=0.3, starts=5)
+QUICK = Effort(rounds=5, calls=16, seconds=0.3, starts=5, memory_starts=1)
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,9 @@ def run(
             progress("start-up and memory", (turn + number / len(contenders)) / effort.starts)
             with Process(contender, texts.test[0]) as process:
                 found[contender.name].cold_ms.append(process.cold_ms)
-                answer = process.ask({"classify": list(texts.test[: effort.memory_texts])})
-                found[contender.name].peak_rss_mib.append(answer["peak_rss_mib"])
+                if turn < effort.memory_starts:
+                    answer = process.ask({"classify": list(texts.test[: effort.memory_texts])})
+                    found[contender.name].peak_rss_mib.append(answer["peak_rss_mib"])
     return found
 
 
