@@ -183,6 +183,17 @@ def _interrupt_held_back(held: bool) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """Vanishing gradients become denormal numbers, which CPUs compute very slowly; the process has them back after."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@_denormals_flushed()
 def train(
     graph: TorchGraph,
     examples: Sequence[Example],
@@ -214,7 +225,6 @@ def train(
     AcceleratorState._reset_state()  # else it refuses another precision than the process's first training had
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     set_seed(settings.seed)
-    torch.set_flush_denormal(True)  # vanishing gradients become denormal numbers, which CPUs compute very slowly
     graph.dropout = settings.dropout
     losses = Distillation(
         graph.student.task, graph.shape, teacher.shape if teacher is not None else None, settings.losses

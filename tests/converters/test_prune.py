@@ -76,6 +76,11 @@ def without_heads_and_units(student: Student, heads: list[int], kept: list[int])
     return student.with_state(state)
 
 
+def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within 1e-5, of the largest logit where that is over 1: float32 has no finer steps for sums of such size."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+
+
 @few
 @given(families, tasks, seeds, st.data())
 def test_heads_and_units_without_effect_leave_no_trace(
@@ -100,7 +105,7 @@ def test_heads_and_units_without_effect_leave_no_trace(
     given_now = answers_of(smaller, sentences)
     if task == "embed":
         expected = expected[:, kept]
-    torch.testing.assert_close(given_now, expected, rtol=0, atol=1e-5)
+    assert_same_logits(given_now, expected)
 
 
 @few
@@ -123,7 +128,7 @@ def test_neurons_without_effect_leave_no_trace(
     student = student.with_state(state)
     smaller = pruned(student, Pruning(neurons=student.shape.neurons - gone), sentences)
     assert smaller.parameter_count() < student.parameter_count()
-    torch.testing.assert_close(answers_of(smaller, sentences), answers_of(student, sentences), rtol=0, atol=1e-5)
+    assert_same_logits(answers_of(smaller, sentences), answers_of(student, sentences))
 
 
 def with_idle_layers(student: Student, idle: Sequence[int]) -> Student:
@@ -155,7 +160,7 @@ def test_layers_without_effect_leave_no_trace(
     student = with_idle_layers(student, sorted(idle))
     smaller = pruned(student, Pruning(layers=4 - len(idle)), sentences)
     assert smaller.shape.layers == 4 - len(idle)
-    torch.testing.assert_close(answers_of(smaller, sentences), answers_of(student, sentences), rtol=0, atol=1e-5)
+    assert_same_logits(answers_of(smaller, sentences), answers_of(student, sentences))
 
 
 @few
@@ -173,7 +178,7 @@ def test_vocabulary_that_no_text_uses_leaves_no_trace(
     texts = [sentences[number] for number in domain]
     smaller = pruned(student, Pruning(vocabulary=0), texts)
     assert smaller.shape.vocabulary < student.shape.vocabulary
-    torch.testing.assert_close(answers_of(smaller, texts), answers_of(student, texts), rtol=0, atol=1e-5)
+    assert_same_logits(answers_of(smaller, texts), answers_of(student, texts))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -188,7 +193,7 @@ def test_positions_beyond_the_texts_leave_no_trace(
     smaller = prune_positions(student, 16)
     assert smaller.max_tokens == 16
     assert smaller.shape.positions == 16 + student.shape.position_offset
-    torch.testing.assert_close(answers_of(smaller, short), answers_of(student, short), rtol=0, atol=1e-5)
+    assert_same_logits(answers_of(smaller, short), answers_of(student, short))
 
 
 def check_plain_checkpoint(student: Student, folder: Path, texts: list[str], answers: torch.Tensor) -> None:
@@ -216,7 +221,7 @@ def check_plain_checkpoint(student: Student, folder: Path, texts: list[str], ans
             rows.append(torch.nn.functional.normalize(given.last_hidden_state.mean(1), dim=-1))
         else:
             rows.append(given.logits.reshape(-1, given.logits.shape[-1]))
-    torch.testing.assert_close(torch.cat(rows), answers, rtol=0, atol=1e-5)
+    assert_same_logits(torch.cat(rows), answers)
     assert tokenizer.pad_token_id == student.pad_id
     assert model.config.pad_token_id == student.pad_id
     assert tokenizer.model_max_length == student.max_tokens
@@ -268,7 +273,7 @@ def test_roberta_whose_padding_token_moves(
     smaller = pruned(student, Pruning(vocabulary=0), sentences[:3])
     assert smaller.shape.position_offset < student.shape.position_offset
     expected = answers_of(student, sentences[:3])
-    torch.testing.assert_close(answers_of(smaller, sentences[:3]), expected, rtol=0, atol=1e-5)
+    assert_same_logits(answers_of(smaller, sentences[:3]), expected)
     check_plain_checkpoint(smaller, tmp_path / "pruned", sentences[:3], expected)
 
 

@@ -342,3 +342,10 @@ def test_calibration_starts_every_static_grid(student: Student, examples: list[E
     started = [value for name, value in graph.state_dict().items() if name.endswith(".started")]
     assert started
     assert all(bool(value) for value in started)
+
+
+def test_the_process_keeps_its_small_numbers(student: Student, examples: list[Example]) -> None:
+    train(TorchGraph(student), examples[:8], replace(SETTINGS, epochs=1), evaluate=nothing)
+    assert 2.0**-1074 > 0
+    assert 2.0**-1074 * 3 / 2 > 0
+    assert float(torch.tensor(1e-40) * 1.5) > 0
