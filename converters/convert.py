@@ -247,6 +247,7 @@ def _exported(request: Request, graph: TorchGraph, stages: Stages, on_advance: O
             "validation": request.validation.sha256,
             "evaluation": request.evaluation.sha256,
         },
+        name=stages.name,
         force=True,
         on_artifact=artifact,
     )

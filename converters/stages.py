@@ -24,6 +24,11 @@ class Stages:
     folder: Path
 
     @property
+    def name(self) -> str:
+        """The bundle's name: that of the output's folder."""
+        return self.folder.name.removesuffix(SUFFIX)
+
+    @property
     def pruned(self) -> Path:
         """The pruned student, a checkpoint."""
         return self.folder / "pruned"
