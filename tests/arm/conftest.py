@@ -19,7 +19,8 @@ from boards import BOARDS  # noqa: E402
 from userland import Userland  # noqa: E402
 
 TOPICS = ROOT / "samples/debian_topics"
-TEXTS, MAX_TOKENS = 16, 128
+MAX_TOKENS = 128
+CALIBRATED, CLASSIFIED = 32, 8
 NOT_SOURCE = shutil.ignore_patterns(
     ".*", "build", "dist", "demo", "*.egg-info", "__pycache__", "samples", "tests", "docs"
 )
@@ -52,13 +53,13 @@ def userland(wheel: Path) -> Userland:
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     with gzip.open(TOPICS / "test.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in islice(file, TEXTS)]
+        return [json.loads(line)["text"] for line in islice(file, CALIBRATED)]
 
 
 @pytest.fixture(scope="session")
 def texts_file(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:CLASSIFIED]))
     return path
 
 

@@ -28,10 +28,10 @@ JOBS = [
     if board.core != "Cortex-A72" or precision == "w8a8-static"
 ]
 
-# Processors round in other places, and one step of an activation's grid moves every later layer. Seen: up to 0.009
-# with random weights, which answer less surely than trained ones. One label of 16 may tip over.
-PROBABILITY = 0.03
-SAME_LABEL = 14 / 16
+# Processors round in other places, and one step of an activation's grid moves every later layer: seen are up to 0.017
+# (OpenVINO, static) and 0.005 (the others). One label in eight may tip over.
+PROBABILITY = 0.05
+SAME_LABEL = 7 / 8
 
 Finished = subprocess.CompletedProcess[str]
 
@@ -84,11 +84,12 @@ def probabilities(done: Finished) -> np.ndarray:
     ("board", "runtime", "precision"), JOBS, ids=[f"{b.emulated}-{runtime}-{p}" for b, runtime, p in JOBS]
 )
 def test_answers_are_those_of_this_machine(
-    board: Board, runs: Any, here: Callable[[str, str], Finished], texts: list[str], runtime: str, precision: str
+    board: Board, runs: Any, here: Callable[[str, str], Finished], runtime: str, precision: str
 ) -> None:
     done, done_here = runs(board.emulated, runtime, precision), here(runtime, precision)
     there, expected = probabilities(done), probabilities(done_here)
-    assert there.shape == (len(texts), 20)
+    assert there.shape == expected.shape
+    assert len(there) > 0
     off = np.abs(there - expected).max()
     same = (there.argmax(axis=1) == expected.argmax(axis=1)).mean()
     print(f"{board.emulated} {runtime} {precision}: off by {off:.4f}, {same:.0%} of the labels the same")

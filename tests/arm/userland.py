@@ -75,7 +75,7 @@ class Userland:
             "LC_ALL": "C.UTF-8",
         }
         command = [str(self._qemu()), "-L", str(top), str(self.root / f"usr/bin/python{PYTHON}"), *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
     @staticmethod
     def _versions() -> list[str]:
