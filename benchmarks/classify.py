@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=128, help="of each timed call")
     parser.add_argument("--quick", action="store_true", help=f"few rounds, {QUICK_TEST_TEXTS} test texts")
+    parser.add_argument("--rounds", type=int, help=f"of timing [{Effort().rounds}; fewer are quicker and less sure]")
     parser.add_argument("--json", action="store_true", help="print JSON with every round's figures")
     return parser.parse_args()
 
@@ -79,6 +80,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     contenders = peers(models, facts, options.threads) + artifacts(bundle, options.threads, options.precision)
     texts = Texts([row.text for row in test[:TIMED_TEXTS]], options.tokens, [row.text for row in test])
     effort = QUICK if options.quick else Effort()
+    if options.rounds is not None:
+        effort = replace(effort, rounds=options.rounds)
     before, begun = machine_state.now(), time.monotonic()
     found = run_with_bars(contenders, texts, effort)
     after, seconds = machine_state.now(), time.monotonic() - begun
