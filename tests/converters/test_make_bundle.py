@@ -110,7 +110,8 @@ def test_other_tasks_and_families(
     sentences: list[str],
 ) -> None:
     student = make_student(family, task)
-    bundle = bundle_of(student, max_tokens=24)
+    # XLNet with random weights answers so evenly that rounding alone can exceed what known answers allow.
+    bundle = bundle_of(student, ("fp32",) if family == "xlnet" else (STATIC,), max_tokens=24)
     assert bundle.manifest.tokenizer.padding_side == student.anatomy.padding_side
     answers = []
     for runtime in RUNTIMES:
