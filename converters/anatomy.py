@@ -16,21 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StudentError
-from .graph import GraphBuilder
+from .decoder_graph import Rotary
 
-Task = Literal["classify", "tag", "embed"]
+Task = Literal["classify", "tag", "embed", "generate"]
 Role = Literal[
-    "vocabulary", "positions", "types", "embedding", "hidden", "heads", "head", "head_width", "sinusoids", "neurons",
-    "labels", "fixed",
+    "vocabulary", "positions", "types", "embedding", "hidden", "heads", "head", "head_width", "kv_heads", "sinusoids",
+    "neurons", "labels", "fixed", "joined",
 ]  # fmt: skip
 """What an axis counts.
 
 ``heads`` counts heads x head width (heads of one layer lie one after the other), ``head`` heads alone and
-``head_width`` the width of one. ``sinusoids`` counts sine waves, as many as the hidden width, whose frequencies
+``head_width`` the width of one; ``kv_heads`` counts key/value heads x head width, where fewer than there are heads
+may be shared by groups of these; ``joined`` queries, keys and values side by side (GPT-2's ``c_attn``).
+``sinusoids`` counts sine waves, as many as the hidden width, whose frequencies
 depend on that width (XLNet's relative positions).
 """
 
-FAMILIES = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlnet")
+FAMILIES = ("albert", "bert", "distilbert", "electra", "llama", "mpnet", "roberta", "xlnet")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Shape:
     ``activation`` one of :data:`~edgescribe.converters.graph.ActivationKind`; ``position_offset`` the row of the
     first token's position (RoBERTa and MPNet: padding index + 1); ``variant`` holds words for whatever else in a
     configuration changes the family's program (XLNet's kinds of summary).
+    Of decoders: ``kv_heads`` the number of key/value heads, ``width_of_head`` the width of one head where the
+    configuration gives it apart from ``hidden / heads``, ``rotary`` their rotary positions, ``tied`` whether the
+    embedding table is the output head too.
     """
 
     layers: int
@@ -55,11 +60,15 @@ class Shape:
     eps: float
     position_offset: int = 0
     variant: tuple[str, ...] = ()
+    kv_heads: int = 0
+    width_of_head: int = 0
+    rotary: Rotary | None = None
+    tied: bool = False
 
     @property
     def head_width(self) -> int:
         """Width of one head."""
-        return self.hidden // self.heads
+        return self.width_of_head or self.hidden // self.heads
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ class Anatomy:
     prefix: str
     config_fields: Mapping[str, str]
     shape: Callable[[Mapping[str, Any]], Shape]
-    forward: Callable[[GraphBuilder, Shape, Task], None]
+    forward: Callable[[Any, Shape, Task], None]
     architectures: Mapping[Task, str]
     layer_prefix: str
     shared_layers: bool = False

@@ -83,7 +83,7 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    task: Literal["classify", "tag", "embed"]
+    task: Literal["classify", "tag", "embed", "generate"]
     family: str
     stages: tuple[Stage, ...]
     verdicts: tuple[BudgetReport, ...] = ()

@@ -21,8 +21,9 @@ def predict(
     batch_size: int = BATCH,
     on_progress: Callable[[float], None] | None = None,
 ) -> list[NDArray[np.float32]]:
-    """Each example's output in float32: logits ``[labels]`` or ``[T, labels]``, or an embedding ``[W]``.
+    """Each example's output: logits ``[labels]`` or ``[T, labels]``, or an embedding ``[W]``.
 
+    Float32, as every student that was read; float64 where the student's weights were made so.
     ``on_progress`` is told the part of the tokens that is done, 0 to 1.
     """
     graph.eval()

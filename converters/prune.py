@@ -218,7 +218,7 @@ def _refitted(student: Student, tensor: torch.Tensor, width: int) -> torch.Tenso
     before, after = (torch.from_numpy(sinusoids(size)(offsets)).double() for size in (tensor.shape[0], width))
     keys = before @ tensor.reshape(tensor.shape[0], -1).double()
     fitted: torch.Tensor = torch.linalg.lstsq(after, keys, driver="gelsd").solution
-    return fitted.float().reshape(width, *tensor.shape[1:])
+    return fitted.to(tensor.dtype).reshape(width, *tensor.shape[1:])
 
 
 def prune_layers(student: Student, kept: Sequence[int]) -> Student:

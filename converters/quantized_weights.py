@@ -4,16 +4,19 @@ This is the one truth between training and export. Grids:
 
 - weights of linear layers: int8 ``[-127, 127]``, symmetric, one scale per output channel;
 - embedding tables: int8 ``[-127, 127]``, symmetric, one scale per row;
+- weights and tables of ``w4a8-dynamic``: int4 ``[-8, 7]`` in blocks of 32 along the input, symmetric, one positive
+  scale per block that is exact both in bfloat16 and in float16, so that every engine's format holds it unchanged; a
+  matrix whose input width is no multiple of 32 stays on the int8 grid;
 - activations (``w8a8-static``): int8 ``[-128, 127]``, affine, one scale and zero point per tensor, on what
   enters and what leaves each site; ONNX Runtime and OpenVINO take the same grid as uint8 (zero point + 128);
-- activations (``w8a8-dynamic``): each engine's own, taken while running; a site then has no grid;
+- activations (``w8a8-dynamic``, ``w4a8-dynamic``): each engine's own, taken while running; a site then has no grid;
 - biases: float32, or for static sites int32 on ``input scale x weight scale`` (:func:`bias_integers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,6 +57,23 @@ class QuantizedMatrix:
 
 
 @dataclass(frozen=True)
+class BlockMatrix:
+    """A linear layer or a table in int4: ``integers`` int8 ``[out, in / 32, 32]`` within [-8, 7].
+
+    ``scales`` float32 ``[out, in / 32]``, positive and exact in bfloat16 and float16; ``bias`` float32 ``[out]`` or
+    None (always None for a table).
+    """
+
+    integers: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    bias: NDArray[np.float32] | None = None
+
+    def dequantized(self) -> NDArray[np.float32]:
+        """The weight in float32 ``[out, in]``."""
+        return (self.integers.astype(np.float32) * self.scales[:, :, None]).reshape(self.integers.shape[0], -1)
+
+
+@dataclass(frozen=True)
 class FloatMatrix:
     """A linear layer left in float32: ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None."""
 
@@ -78,12 +98,14 @@ class QuantizedWeights:
     """Everything an exporter needs beside the family's program.
 
     Attributes:
-        precision: ``fp32``, ``w8a8-static`` or ``w8a8-dynamic``.
+        precision: ``fp32``, ``w8a8-static``, ``w8a8-dynamic`` or ``w4a8-dynamic``.
         matrices: linear layers by name (the names that the program passes to ``linear``).
-        tables: embedding tables by name; a float32 array where the precision is ``fp32``.
+        tables: embedding tables by name; a float32 array where the precision is ``fp32``. A table that is a decoder's
+            output head too stands here alone, and both read the same numbers.
         vectors: norms and other small parameters by full checkpoint name (``….weight``, ``….bias``), float32.
         sites: activation grids by site, empty unless the precision is static.
         config: the student's checkpoint configuration (``config.json``).
+        blocks: linear layers and tables on the int4 grid by name; such a name is in neither of the other two.
     """
 
     precision: str
@@ -92,6 +114,7 @@ class QuantizedWeights:
     vectors: Mapping[str, NDArray[np.float32]]
     sites: Mapping[str, SiteGrids]
     config: Mapping[str, Any]
+    blocks: Mapping[str, BlockMatrix] = field(default_factory=dict)
 
 
 def quantize_rows(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -24,7 +24,8 @@ class Student:
 
     Attributes:
         config: the checkpoint's ``config.json``.
-        state: weights by full checkpoint name, float32 on the CPU: just the tensors that ``task`` needs.
+        state: weights by full checkpoint name, float32 on the CPU: just the tensors that ``task`` needs. In float64
+            a student is pruned and answers in float64 (for comparisons without float32's rounding).
         tokenizer: as of ``tokenizer.json``, with neither padding nor truncation set.
         tokenizer_config: content of ``tokenizer_config.json`` (may be empty).
         task: what it is to do.

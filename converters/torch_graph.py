@@ -41,7 +41,10 @@ class Recording:
 
 
 class NormStatistics:
-    """Per unit, the mean and mean square of what each layer norm gives before its gain and bias, over real tokens."""
+    """Per unit, the mean and mean square of what each layer norm gives before its gain and bias, over real tokens.
+
+    In float64: a norm's gain is corrected by it for good.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
@@ -51,11 +54,17 @@ class NormStatistics:
     @torch.no_grad()
     def add(self, norm: str, x: torch.Tensor, eps: float, mask: torch.Tensor) -> None:
         """Take in ``x`` ``[B, T, W]``, which enters the norm."""
-        normal = functional.layer_norm(x.float(), (x.shape[-1],), eps=eps)
+        normal = functional.layer_norm(x.double(), (x.shape[-1],), eps=eps)
         rows = normal[mask.bool()] if normal.shape[:2] == mask.shape else normal.reshape(-1, x.shape[-1])
-        self.sums[norm] = self.sums.get(norm, torch.zeros(x.shape[-1])) + rows.sum(0)
-        self.squares[norm] = self.squares.get(norm, torch.zeros(x.shape[-1])) + rows.square().sum(0)
+        nothing = rows.new_zeros(x.shape[-1])
+        self.sums[norm] = self.sums.get(norm, nothing) + rows.sum(0)
+        self.squares[norm] = self.squares.get(norm, nothing) + rows.square().sum(0)
         self.counts[norm] = self.counts.get(norm, 0) + rows.shape[0]
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float32; a float64 tensor as it is, so that a student in double precision is computed in it."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def as_matrix(weight: torch.Tensor, parameter: Parameter) -> torch.Tensor:
@@ -84,7 +93,10 @@ class TorchGraph(nn.Module):
         self.anatomy, self.shape = student.anatomy, student.shape
         self.layout = self.anatomy.layout(student.task, self.shape)
         self.weights = nn.ParameterDict(
-            {self._key(name): nn.Parameter(tensor.detach().clone().float()) for name, tensor in student.state.items()}
+            {
+                self._key(name): nn.Parameter(at_least_float32(tensor.detach().clone()))
+                for name, tensor in student.state.items()
+            }
         )
         self.inputs, self.outputs = nn.ModuleDict(), nn.ModuleDict()
         self.folded: set[str] = set()
@@ -134,7 +146,7 @@ class TorchGraph(nn.Module):
         return self.run(feeds, recording)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights by checkpoint name, detached float32 copies."""
+        """Weights by checkpoint name, detached copies (float32, unless the student is in float64)."""
         return {name: self.weight(name).detach().clone() for name in self.student.state}
 
     def weight(self, name: str) -> nn.Parameter:
@@ -178,7 +190,7 @@ class TorchGraph(nn.Module):
 
     def output(self, name: str, value: torch.Tensor) -> None:
         """See GraphBuilder."""
-        self._results[name] = value.float()
+        self._results[name] = at_least_float32(value)
 
     # Embeddings
     def _rows(self, rows: torch.Tensor) -> torch.Tensor:
@@ -321,7 +333,8 @@ class TorchGraph(nn.Module):
         self.folded.add(weight)
         tokens = query.shape[1]
         span = np.arange(-(tokens - 1), tokens)
-        keys = torch.from_numpy(basis(span)).float() @ self._matrix(weight).T
+        matrix = self._matrix(weight)
+        keys = torch.from_numpy(basis(span)).to(matrix.dtype) @ matrix.T
         keys = keys.reshape(len(span), heads, -1)
         scores = torch.einsum("bhid,nhd->bhin", self._split_heads(query, heads), keys)
         index = (tokens - 1 - self._offsets()).expand(scores.shape[0], heads, tokens, tokens)

@@ -8,6 +8,7 @@ from typing import cast
 
 from ..errors import UsageError
 from .contract import Availability, GraphSession, OpenOptions, Runtime
+from .decoder_contract import DecoderOptions, DecoderRuntime, DecoderSession
 
 RUNTIMES: tuple[str, ...] = ("onnxruntime", "openvino", "litert")
 """Names of the runtimes; each is the module of this package that holds its adapter as ``RUNTIME``."""
@@ -39,3 +40,19 @@ def open_artifact(runtime_name: str, path: Path, options: OpenOptions | None = N
         BundleError: the file is not an artifact of this runtime.
     """
     return runtime(runtime_name).open(path, options or OpenOptions())
+
+
+def decoder_runtime(name: str) -> DecoderRuntime:
+    """The decoder adapter of the runtime ``name``; its engine need not be installed.
+
+    Raises:
+        UsageError: there is no runtime of that name.
+    """
+    if name not in RUNTIMES:
+        raise UsageError(f"there is no runtime {name!r}; choose one of {', '.join(RUNTIMES)}")
+    return cast(DecoderRuntime, importlib.import_module(f".{name}_decoder", __package__).DECODER)
+
+
+def open_decoder(runtime_name: str, path: Path, options: DecoderOptions | None = None) -> DecoderSession:
+    """Open a decoder's artifact with a runtime; see :meth:`~.decoder_contract.DecoderRuntime.open_decoder`."""
+    return decoder_runtime(runtime_name).open_decoder(path, options or DecoderOptions())

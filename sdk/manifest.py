@@ -17,7 +17,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Dimension = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 Token = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
-EncoderTask = Literal["classify", "tag", "embed"]
+Task = Literal["classify", "tag", "embed", "generate"]
 RuntimeName = Literal["onnxruntime", "openvino", "litert"]
 Precision = Literal["fp32", "w8a8-static", "w8a8-dynamic", "w4a8-dynamic", "w8a16-static"]
 
@@ -121,7 +121,7 @@ class Manifest(Entry, frozen=True, kw_only=True):
     schema_version: Literal[1]
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     family: str
-    task: EncoderTask
+    task: Task
     labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=100_000)] = ()
     tokenizer: TokenizerEntry
     artifacts: Annotated[tuple[ArtifactEntry, ...], msgspec.Meta(min_length=1, max_length=32)]

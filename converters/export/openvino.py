@@ -74,8 +74,7 @@ def export_openvino(anatomy: Anatomy, shape: Shape, task: Task, weights: Quantiz
         with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
             draft = Path(folder, path.name)
             ov.save_model(model, draft, compress_to_fp16=False)
-            # A sixth of the .xml is indentation.
-            draft.write_text(re.sub(r">\s+<", "><", draft.read_text(encoding="utf-8")), encoding="utf-8")
+            draft.write_text(_tightened(draft.read_text(encoding="utf-8")), encoding="utf-8")
             for suffix in (".bin", ".xml"):
                 written = draft.with_suffix(suffix)
                 with written.open("rb") as file:
@@ -84,6 +83,15 @@ def export_openvino(anatomy: Anatomy, shape: Shape, task: Task, weights: Quantiz
                 draft.with_suffix(suffix).replace(path.with_suffix(suffix))
     except (OSError, RuntimeError) as error:
         raise OutputError(f"cannot write {str(path)!r}: {error}; choose a folder that can be written") from error
+
+
+def _tightened(xml: str) -> str:
+    """The ``.xml`` without its indentation, and without the ports' shapes and the inputs' types: OpenVINO infers them
+    anew when it reads (shapes of constants and of the model's inputs stand elsewhere). A third of the file goes."""
+    xml = re.sub(r">\s+<", "><", xml)
+    xml = re.sub(r"<dim>[^<]*</dim>", "", xml)
+    xml = re.sub(r"<input>.*?</input>", lambda ports: re.sub(r' precision="\w+"', "", ports[0]), xml)
+    return re.sub(r"></port>|\s/>", lambda end: "/>", xml)
 
 
 def read_back(path: Path) -> OpenVinoContents:
