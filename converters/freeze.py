@@ -7,12 +7,15 @@ from numpy.typing import NDArray
 
 from .fake_quantize import StaticQuantizer
 from .quantized_weights import (
+    BlockMatrix,
     FloatMatrix,
     QuantizedMatrix,
     QuantizedTable,
     QuantizedWeights,
     SiteGrids,
+    quantize_blocks,
     quantize_rows,
+    takes_blocks,
 )
 from .student import Student
 from .torch_graph import TorchGraph, as_matrix
@@ -25,6 +28,7 @@ def freeze(graph: TorchGraph) -> QuantizedWeights:
     matrices: dict[str, QuantizedMatrix | FloatMatrix] = {}
     tables: dict[str, QuantizedTable | NDArray[np.float32]] = {}
     vectors: dict[str, NDArray[np.float32]] = {}
+    blocks: dict[str, BlockMatrix] = {}
     for name, parameter in graph.layout.items():
         short = name.removesuffix(".weight")
         values = _array(graph, name)
@@ -32,16 +36,20 @@ def freeze(graph: TorchGraph) -> QuantizedWeights:
             matrix = as_matrix(graph.weight(name).detach(), parameter).float().contiguous().numpy().copy()
             bias_name = f"{short}.bias"
             bias = _array(graph, bias_name) if bias_name in graph.layout else None
-            if quantized and short not in floats:
+            if graph.precision == "w4a8-dynamic" and takes_blocks(matrix.shape[1]):
+                blocks[short] = BlockMatrix(*quantize_blocks(matrix), bias)
+            elif quantized and short not in floats:
                 integers, scales = quantize_rows(matrix)
                 matrices[short] = QuantizedMatrix(integers, scales, bias)
             else:
                 matrices[short] = FloatMatrix(matrix, bias)
+        elif parameter.kind == "table" and graph.precision == "w4a8-dynamic" and takes_blocks(values.shape[1]):
+            blocks[short] = BlockMatrix(*quantize_blocks(values))
         elif parameter.kind == "table":
             tables[short] = QuantizedTable(*quantize_rows(values)) if quantized else values
         elif parameter.kind != "bias":
             vectors[name] = values
-    return QuantizedWeights(graph.precision, matrices, tables, vectors, _sites(graph), graph.student.config)
+    return QuantizedWeights(graph.precision, matrices, tables, vectors, _sites(graph), graph.student.config, blocks)
 
 
 def freeze_float(student: Student) -> QuantizedWeights:

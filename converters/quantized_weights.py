@@ -124,6 +124,31 @@ def quantize_rows(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArra
     return integers, scales
 
 
+BLOCK = 32
+"""Weights that share a scale on the int4 grid."""
+
+
+def takes_blocks(width: int) -> bool:
+    """Whether a matrix of this input width can be on the int4 grid."""
+    return width % BLOCK == 0
+
+
+def exact_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest positive values that bfloat16 and float16 both hold exactly (8 bits of significand, at least 2^-14)."""
+    bounded = np.clip(scales, np.float32(2.0**-14), np.float32(2.0**15))
+    bits = np.ascontiguousarray(bounded, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
+
+
+def quantize_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers and scales of a float32 ``[rows, columns]`` on the int4 grid of its blocks' largest magnitudes."""
+    blocks = weight.reshape(weight.shape[0], -1, BLOCK)
+    scales = exact_scales((np.abs(blocks).max(axis=-1) / np.float32(7)).astype(np.float32))
+    integers = np.clip(np.rint(blocks / scales[:, :, None]), -8, 7).astype(np.int8)
+    return integers, scales
+
+
 def bias_integers(matrix: QuantizedMatrix, input_grid: Grid) -> NDArray[np.int32]:
     """The bias on the accumulator's grid, int32 ``[out]``: ``rint(bias / (input scale x weight scale))``."""
     if matrix.bias is None:

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as functional
 
 from .decoder_graph import Attention, Norm, Rotary
+from .fake_quantize import fake_quantize_blocks
 from .graph import ActivationKind
+from .quantized_weights import takes_blocks
 from .torch_graph import ACTIVATIONS, TorchGraph
 
 
@@ -20,6 +22,13 @@ class TorchDecoder(TorchGraph):
     Arguments and running are as of :class:`~edgescribe.converters.torch_graph.TorchGraph`; the only feed it reads is
     ``input_ids`` ``[B, T]``, and it gives ``logits`` ``[B, T, V]``.
     """
+
+    precisions = ("fp32", "w8a8-dynamic", "w4a8-dynamic")
+
+    def _on_grid(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.precision == "w4a8-dynamic" and takes_blocks(weight.shape[-1]):
+            return fake_quantize_blocks(weight)
+        return super()._on_grid(weight)
 
     # Embeddings
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:

@@ -87,7 +87,7 @@ class TorchGraph(nn.Module):
 
     def __init__(self, student: Student, precision: str = "fp32", dropout: float = 0.0) -> None:
         super().__init__()
-        if precision not in ("fp32", "w8a8-static", "w8a8-dynamic"):
+        if precision not in self.precisions:
             raise ValueError(f"no fake quantisation for {precision!r}")
         self.student, self.precision, self.dropout = student, precision, dropout
         self.anatomy, self.shape = student.anatomy, student.shape
@@ -126,6 +126,7 @@ class TorchGraph(nn.Module):
         self._creating = False
 
     _creating = False
+    precisions: tuple[str, ...] = ("fp32", "w8a8-static", "w8a8-dynamic")
 
     # Running
     def run(self, feeds: Mapping[str, torch.Tensor], recording: Recording | None = None) -> dict[str, torch.Tensor]:
@@ -194,7 +195,11 @@ class TorchGraph(nn.Module):
 
     # Embeddings
     def _rows(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows if self.precision == "fp32" else fake_quantize_rows(rows)
+        return rows if self.precision == "fp32" else self._on_grid(rows)
+
+    def _on_grid(self, weight: torch.Tensor) -> torch.Tensor:
+        """A matrix or rows of a table rounded to the grid of the precision."""
+        return fake_quantize_rows(weight)
 
     def embedding(self, ids: torch.Tensor, table: str) -> torch.Tensor:
         """See GraphBuilder."""
@@ -255,7 +260,7 @@ class TorchGraph(nn.Module):
             self.inputs[key] = StaticQuantizer() if static else DynamicQuantizer()
             if static:
                 self.outputs[key] = StaticQuantizer(rectified=activation == "relu")
-        y = functional.linear(self.inputs[key](x), fake_quantize_rows(matrix), bias)
+        y = functional.linear(self.inputs[key](x), self._on_grid(matrix), bias)
         if activation == "relu":
             y = functional.relu(y)
         if key in self.outputs:
