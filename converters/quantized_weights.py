@@ -134,7 +134,7 @@ def takes_blocks(width: int) -> bool:
 
 
 def exact_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest positive values that bfloat16 and float16 both hold exactly (8 bits of significand, at least 2^-14)."""
+    """The nearest positive values, at least 2^-14, that bfloat16 and float16 both hold exactly."""
     bounded = np.clip(scales, np.float32(2.0**-14), np.float32(2.0**15))
     bits = np.ascontiguousarray(bounded, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
