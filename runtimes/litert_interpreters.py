@@ -1,15 +1,15 @@
-"""Interpreters for the buckets of a ``.tflite`` file, with no more packed weights in memory than are used.
+"""The interpreter for the buckets of a ``.tflite`` file, with no more packed weights in memory than are used.
 
-An interpreter packs the weights of every signature of its file when it first runs any of them, so a file with
-four buckets would hold its weights five times. Most apps stay within a bucket or two. So the first two buckets
-asked for each get an interpreter on a copy of the file in which theirs is the only signature (in memory, not
-on disk); when a third one is asked for, one interpreter on the file itself takes over for all.
+An interpreter packs the weights of every signature of its file when it first runs any of them: a file with four
+buckets would hold its weights five times. Most apps stay within a bucket or two. So the interpreter runs a copy of
+the file (in memory, not on disk) that is left with the signatures of the buckets asked for so far; with each new
+bucket a new copy and a new interpreter take over, until it is the file itself.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine_messages import without_info_lines
-from .tflite_file import TfliteSignature
-
-MOST_SINGLES = 2
+from .tflite_file import TfliteSignature, with_only
 
 Runner = Callable[..., dict[str, NDArray[np.float32]]]
 
@@ -40,28 +38,28 @@ class BucketInterpreters:
     ) -> None:
         self._make, self._path, self._signatures, self._threads = make, path, signatures, threads
         self._runners: dict[int, Runner] = {}
-        self._whole = False
-        self._most_singles = MOST_SINGLES
+        self._single = False
         self._left_over = False
         self.provider = ""  # read back from the engine in the first run
 
     def prepare(self, bucket: int) -> None:
-        """Have an interpreter ready for the bucket.
+        """Have the interpreter ready for the bucket.
 
         Raises:
             RuntimeError, ValueError: the engine's own, as the Python packages of LiteRT raise them.
         """
-        if self._left_over and bucket not in self._runners:
-            self.close()
+        if bucket not in self._runners:
+            kept = [bucket] if self._single or self._left_over else sorted({*self._runners, bucket})
+            self._runners.clear()  # before the next one takes memory
+            with without_info_lines():
+                interpreter = self._open(kept)
+                runners = {size: interpreter.get_signature_runner(self._signatures[size][0]) for size in kept}
+                # The engine packs weights and announces it in the first run, not when it opens the file.
+                _, signature = self._signatures[bucket]
+                runners[bucket](**{name: np.ones((1, bucket), np.int32) for name in signature.inputs})
+            self._runners = runners
+            self.provider = self.provider or _provider(interpreter)
         self._left_over = False
-        if bucket in self._runners:
-            return
-        with without_info_lines():
-            interpreter = self._open(bucket)
-            # The engine packs weights and announces it in the first run, not when it opens the file.
-            _, signature = self._signatures[bucket]
-            self._runners[bucket](**{name: np.ones((1, bucket), np.int32) for name in signature.inputs})
-        self.provider = _provider(interpreter)
 
     def run(self, bucket: int, feeds: Mapping[str, NDArray[np.int32]]) -> dict[str, NDArray[np.float32]]:
         """Run a prepared bucket's signature on feeds of its very shapes; the outputs are copies.
@@ -73,40 +71,35 @@ class BucketInterpreters:
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
-        """Keep a single interpreter meanwhile, for checks that go through buckets which may never be used.
+        """Keep a single bucket meanwhile, for checks that go through buckets which may never be used.
 
         The one that is left over afterwards stays only if the next run is of its bucket.
         """
-        self._most_singles, before = 1, self._most_singles
+        self._single = True
         try:
             yield
         finally:
-            self._most_singles, self._left_over = before, True
+            self._single, self._left_over = False, True
 
     def close(self) -> None:
-        """Let go of the interpreters."""
+        """Let go of the interpreter."""
         self._runners.clear()
-        self._whole = False
 
-    def _open(self, bucket: int) -> Any:
-        """Make a runner for the bucket; returns its interpreter."""
-        name, signature = self._signatures[bucket]
-        if not self._whole and self._most_singles == 1:
-            self._runners.clear()
-        if not self._whole and len(self._runners) < min(self._most_singles, len(self._signatures)):
-            interpreter = self._single(signature)
-            if interpreter is not None:
-                self._runners[bucket] = interpreter.get_signature_runner(name)
-                return interpreter
-        self._runners.clear()
-        self._whole = True
-        interpreter = self._make(model_path=str(self._path), num_threads=self._threads)
-        for size, (key, _) in self._signatures.items():
-            self._runners[size] = interpreter.get_signature_runner(key)
-        return interpreter
+    def _open(self, buckets: Sequence[int]) -> Any:
+        """An interpreter whose file has these buckets; all of them where no file can be had in memory."""
+        if len(buckets) < len(self._signatures):
+            copy = self._copy(buckets)
+            if copy is not None:
+                try:
+                    in_memory = Path(f"/proc/self/fd/{copy}")
+                    if in_memory.exists():
+                        return self._make(model_path=str(in_memory), num_threads=self._threads)
+                finally:
+                    os.close(copy)
+        return self._make(model_path=str(self._path), num_threads=self._threads)
 
-    def _single(self, signature: TfliteSignature) -> Any | None:
-        """An interpreter on a copy that holds this signature alone, or None where no file can be had in memory."""
+    def _copy(self, buckets: Sequence[int]) -> int | None:
+        """The file with the signatures of these buckets only, in memory, or None where that cannot be had."""
         try:
             copy = os.memfd_create("litert", os.MFD_CLOEXEC)
         except (AttributeError, OSError):
@@ -115,16 +108,12 @@ class BucketInterpreters:
             with self._path.open("rb") as file:
                 while os.sendfile(copy, file.fileno(), None, 1 << 20):
                     pass
-            for place, content in signature.alone:
+            for place, content in with_only(self._signatures[bucket][1] for bucket in buckets):
                 os.pwrite(copy, content, place)
-            in_memory = Path(f"/proc/self/fd/{copy}")
-            if not in_memory.exists():
-                return None
-            return self._make(model_path=str(in_memory), num_threads=self._threads)
         except OSError:
-            return None
-        finally:
             os.close(copy)
+            return None
+        return copy
 
 
 def _provider(interpreter: Any) -> str:

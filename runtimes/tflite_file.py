@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,16 +41,28 @@ class TfliteOperator:
 
 
 @dataclass(frozen=True)
-class TfliteSignature:
-    """A signature's inputs and outputs: the schema's type number and the shape by name.
+class SignaturePlaces:
+    """Positions in the file: a signature's table and its subgraph's, and the vectors that list all of either.
 
-    ``alone``: bytes to write at positions of the file, in place, to leave this signature with its subgraph as
-    the only one.
+    ``index`` is the subgraph's number among the file's, ``index_at`` where it is written, or 0 where it is left out
+    since it is 0.
     """
+
+    table: int
+    graph: int
+    index: int
+    index_at: int
+    signatures: int
+    graphs: int
+
+
+@dataclass(frozen=True)
+class TfliteSignature:
+    """A signature's inputs and outputs: the schema's type number and the shape by name; and where it lies."""
 
     inputs: dict[str, tuple[int, tuple[int, ...]]]
     outputs: dict[str, tuple[int, tuple[int, ...]]]
-    alone: tuple[tuple[int, bytes], ...]
+    places: SignaturePlaces
 
 
 def check_tflite(path: Path) -> None:
@@ -70,6 +83,27 @@ def read_signatures(path: Path) -> dict[str, TfliteSignature]:
     with _File(path) as file:
         file.buffer_sizes()
         return file.signatures()
+
+
+def with_only(kept: Iterable[TfliteSignature]) -> list[tuple[int, bytes]]:
+    """What to write at which positions of the file, in place, to leave these signatures and their subgraphs alone."""
+    places = sorted((signature.places for signature in kept), key=lambda place: place.index)
+    graphs = {place.index: place.graph for place in places}
+    order = list(graphs)
+    written = [
+        _table_vector(places[0].graphs, list(graphs.values())),
+        _table_vector(places[0].signatures, [place.table for place in places]),
+    ]
+    for place in places:
+        if place.index_at:
+            written.append((place.index_at, struct.pack("<I", order.index(place.index))))
+    return written
+
+
+def _table_vector(start: int, tables: list[int]) -> tuple[int, bytes]:
+    """A vector is its length and then distances, each from its own place to a table."""
+    distances = [table - (start + 4 * number) for number, table in enumerate(tables, 1)]
+    return start, struct.pack(f"<{1 + len(tables)}I", len(tables), *distances)
 
 
 def read_operators(path: Path) -> tuple[TfliteOperator, ...]:
@@ -162,15 +196,9 @@ class _File:
             if index >= len(graphs):
                 raise self._damaged()
             tensors = self._tables(graphs[index], 0)
-            # A vector is its length and then distances, each from its own place to a table.
-            alone = [
-                (graphs_at, struct.pack("<II", 1, graphs[index] - graphs_at - 4)),
-                (signatures_at, struct.pack("<II", 1, table - signatures_at - 4)),
-            ]
-            if index_at:
-                alone.append((index_at, struct.pack("<I", 0)))
             inputs, outputs = (self._tensor_map(table, field, tensors) for field in (0, 1))
-            found[self._text(table, 2)] = TfliteSignature(inputs, outputs, tuple(alone))
+            places = SignaturePlaces(table, graphs[index], index, index_at, signatures_at, graphs_at)
+            found[self._text(table, 2)] = TfliteSignature(inputs, outputs, places)
         return found
 
     def _tensor_map(self, signature: int, field: int, tensors: list[int]) -> dict[str, tuple[int, tuple[int, ...]]]:

@@ -92,7 +92,8 @@ def read_limited(folder: Path, path: str, limit: int) -> bytes:
         if size > limit:
             raise BundleError(f"{folder}: {path!r} has {size:,} bytes, more than the {limit:,} allowed; {REMEDY}")
         content = bytearray()
-        while len(content) <= limit and (chunk := file.read(limit + 1 - len(content))):
+        # By chunks of fixed size: a read takes memory for all it is asked for, and the C library then holds on to it.
+        while len(content) <= limit and (chunk := file.read(min(CHUNK_BYTES, limit + 1 - len(content)))):
             content += chunk
     return bytes(content)
 

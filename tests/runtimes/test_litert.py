@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from edgescribe.errors import BundleError, EngineError, InputError, WrongAnswerError
 from edgescribe.runtimes.contract import KnownAnswer, OpenOptions
-from edgescribe.runtimes.litert import RUNTIME, LiteRtSession
+from edgescribe.runtimes.litert import RUNTIME, LiteRtSession, engine
+from edgescribe.runtimes.litert_interpreters import BucketInterpreters
 from edgescribe.runtimes.tflite_file import (
     check_tflite,
     float_activation_products,
     read_operators,
+    read_signatures,
     small_or_blockwise_tensors,
+    with_only,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,6 +78,48 @@ def test_each_bucket_answers_whatever_was_used_before(
         feeds = feeds_for((length,))
         expected = tiny.expected(feeds, quantized=True)
         np.testing.assert_allclose(session.run(feeds)["tags"], expected["tags"], atol=1e-6)
+
+
+def test_the_engine_is_given_the_buckets_that_were_asked_for_and_no_others(write_tflite: WriteTflite) -> None:
+    path = write_tflite("float", buckets=(2, 4, 8))
+    signatures = {int(name.removeprefix("tokens_")): (name, found) for name, found in read_signatures(path).items()}
+    given: list[list[str]] = []
+
+    def make(**options: Any) -> Any:
+        interpreter = engine().interpreter.Interpreter(**options)
+        given.append(sorted(interpreter.get_signature_list()))
+        return interpreter
+
+    interpreters = BucketInterpreters(make, path, signatures, threads=1)
+    with interpreters.one_at_a_time():
+        for bucket in (2, 4):
+            interpreters.prepare(bucket)
+    for bucket in (4, 8, 4, 8, 2, 4):
+        interpreters.prepare(bucket)
+    alone = [["tokens_2"], ["tokens_4"]]
+    assert given == [*alone, ["tokens_4", "tokens_8"], ["tokens_2", "tokens_4", "tokens_8"]]
+
+
+@pytest.mark.parametrize("kept", [(2,), (8,), (16, 4), (8, 2, 16), (2, 4, 8, 16)])
+def test_a_file_can_be_left_with_some_of_its_signatures(
+    write_tflite: WriteTflite, tiny: Any, feeds_for: MakeFeeds, tmp_path: Path, kept: tuple[int, ...]
+) -> None:
+    whole = write_tflite("static", buckets=(2, 4, 8, 16))
+    signatures = read_signatures(whole)
+    content = bytearray(whole.read_bytes())
+    for place, written in with_only(signatures[f"tokens_{bucket}"] for bucket in kept):
+        content[place : place + len(written)] = written
+    path = tmp_path / "some.tflite"
+    path.write_bytes(content)
+    left = read_signatures(path)
+    assert {name: (s.inputs, s.outputs) for name, s in left.items()} == {
+        f"tokens_{bucket}": (signatures[f"tokens_{bucket}"].inputs, signatures[f"tokens_{bucket}"].outputs)
+        for bucket in kept
+    }
+    session = opened(path)
+    for bucket in kept:
+        feeds = feeds_for((bucket,))
+        np.testing.assert_allclose(session.run(feeds)["tags"], tiny.expected(feeds, quantized=True)["tags"], atol=1e-6)
 
 
 def test_the_engine_tells_that_its_fast_kernels_run(write_tflite: WriteTflite) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def test_a_good_bundle(classify_folder: Path) -> None:
     (answer,) = known_answers(artifact)
     assert answer.feeds["input_ids"].dtype == np.int32
     assert answer.expected["logits"].shape == (2, 3)
+
+
+def test_a_small_bundle_takes_little_memory_to_read(classify_folder: Path) -> None:
+    read_bundle(classify_folder)
+    tracemalloc.start()
+    try:
+        read_bundle(classify_folder)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_seal_is_what_sha256sum_writes(classify_folder: Path) -> None:
