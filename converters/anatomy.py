@@ -32,7 +32,9 @@ may be shared by groups of these; ``joined`` queries, keys and values side by si
 depend on that width (XLNet's relative positions).
 """
 
-FAMILIES = ("albert", "bert", "distilbert", "electra", "llama", "mpnet", "roberta", "xlnet")
+ENCODERS = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlnet")
+DECODERS = ("llama",)
+FAMILIES = ENCODERS + DECODERS
 
 
 @dataclass(frozen=True)

@@ -205,8 +205,27 @@ def make_student(make_checkpoint: Callable[..., tuple[Path, Any]]) -> Callable[.
 
 
 @pytest.fixture(scope="session")
+def in_double() -> Callable[[Any], Any]:
+    """``in_double(student)``: the same weights in float64, for comparisons that rounding has no part in.
+
+    Layer norms of random models can make float32's rounding a hundred times larger.
+    """
+
+    def convert(student: Any) -> Any:
+        return student.with_state({name: tensor.double() for name, tensor in student.state.items()})
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def make_exact_student(make_student: Callable[..., Any], in_double: Callable[[Any], Any]) -> Callable[..., Any]:
+    """As ``make_student``, in float64."""
+    return lambda *arguments, **options: in_double(make_student(*arguments, **options))
+
+
+@pytest.fixture(scope="session")
 def answers_of() -> Callable[..., Any]:
-    """``answers_of(student, texts)``: what a student answers in float to each text, one row after the other."""
+    """``answers_of(student, texts)``: what a student answers in its weights' precision, one row after the other."""
     import torch
     from edgescribe.converters.predict import predict
     from edgescribe.converters.torch_graph import TorchGraph

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from edgescribe.converters.anatomy import FAMILIES
+from edgescribe.converters.anatomy import ENCODERS
 from edgescribe.converters.fake_quantize import DynamicQuantizer, StaticQuantizer, fake_quantize_rows
 from edgescribe.converters.freeze import freeze, freeze_float
 from edgescribe.converters.quantized_weights import (
@@ -58,7 +58,7 @@ def test_gradients_pass_straight_through_rows() -> None:
 
 
 @pytest.mark.parametrize("precision", ["w8a8-static", "w8a8-dynamic"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_frozen_numbers_are_those_of_training(
     family: str, precision: str, make_student: Make, sentences: list[str]
 ) -> None:
@@ -96,7 +96,7 @@ def test_frozen_numbers_are_those_of_training(
 
 
 @pytest.mark.parametrize("precision", ["w8a8-static", "w8a8-dynamic"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_quantised_answers_stay_near_the_float_ones(
     family: str, precision: str, make_student: Make, sentences: list[str]
 ) -> None:

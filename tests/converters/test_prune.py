@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from edgescribe.converters.anatomy import FAMILIES
+from edgescribe.converters.anatomy import ENCODERS
 from edgescribe.converters.prune import Pruning, prune, prune_positions
 from edgescribe.converters.student import Student
 from edgescribe.converters.training_data import encode_texts, make_examples
@@ -25,7 +25,7 @@ AUTO = {
 }
 FOUR_LAYERS = {"distilbert": {"n_layers": 4}, "xlnet": {"n_layer": 4}}
 few = settings(max_examples=14, deadline=None)
-families = st.sampled_from(FAMILIES)
+families = st.sampled_from(ENCODERS)
 tasks = st.sampled_from(TASKS)
 seeds = st.integers(0, 10**6)
 
@@ -77,14 +77,15 @@ def without_heads_and_units(student: Student, heads: list[int], kept: list[int])
 
 
 def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Within 1e-5, of the largest logit where that is over 1: float32 has no finer steps for sums of such size."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+    """Of two students in float64: what is left is the epsilon of layer norms, a part in 10^9 and less."""
+    assert found.dtype == expected.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
 
 
 @few
 @given(families, tasks, seeds, st.data())
 def test_heads_and_units_without_effect_leave_no_trace(
-    make_student: Callable[..., Student],
+    make_exact_student: Callable[..., Student],
     answers_of: Callable[..., torch.Tensor],
     sentences: list[str],
     family: str,
@@ -92,7 +93,7 @@ def test_heads_and_units_without_effect_leave_no_trace(
     seed: int,
     data: st.DataObject,
 ) -> None:
-    student = make_student(family, task, seed=seed)
+    student = make_exact_student(family, task, seed=seed)
     shape = student.shape
     gone = data.draw(st.integers(1, shape.heads - 1))
     heads = data.draw(st.permutations(range(shape.heads)))[:gone]
@@ -111,7 +112,7 @@ def test_heads_and_units_without_effect_leave_no_trace(
 @few
 @given(families, tasks, seeds, st.data())
 def test_neurons_without_effect_leave_no_trace(
-    make_student: Callable[..., Student],
+    make_exact_student: Callable[..., Student],
     answers_of: Callable[..., torch.Tensor],
     sentences: list[str],
     family: str,
@@ -119,7 +120,7 @@ def test_neurons_without_effect_leave_no_trace(
     seed: int,
     data: st.DataObject,
 ) -> None:
-    student = make_student(family, task, seed=seed)
+    student = make_exact_student(family, task, seed=seed)
     gone = data.draw(st.integers(1, student.shape.neurons - 1))
     state = {name: tensor.clone() for name, tensor in student.state.items()}
     for name, tensor in state.items():
@@ -148,7 +149,7 @@ def with_idle_layers(student: Student, idle: Sequence[int]) -> Student:
 @few
 @given(families, tasks, seeds, st.sets(st.sampled_from([1, 2]), min_size=1))
 def test_layers_without_effect_leave_no_trace(
-    make_student: Callable[..., Student],
+    make_exact_student: Callable[..., Student],
     answers_of: Callable[..., torch.Tensor],
     sentences: list[str],
     family: str,
@@ -156,7 +157,7 @@ def test_layers_without_effect_leave_no_trace(
     seed: int,
     idle: set[int],
 ) -> None:
-    student = make_student(family, task, seed=seed, **FOUR_LAYERS.get(family, {"num_hidden_layers": 4}))
+    student = make_exact_student(family, task, seed=seed, **FOUR_LAYERS.get(family, {"num_hidden_layers": 4}))
     student = with_idle_layers(student, sorted(idle))
     smaller = pruned(student, Pruning(layers=4 - len(idle)), sentences)
     assert smaller.shape.layers == 4 - len(idle)
@@ -166,7 +167,7 @@ def test_layers_without_effect_leave_no_trace(
 @few
 @given(families, tasks, seeds, st.lists(st.integers(0, 9), min_size=1, max_size=5))
 def test_vocabulary_that_no_text_uses_leaves_no_trace(
-    make_student: Callable[..., Student],
+    make_exact_student: Callable[..., Student],
     answers_of: Callable[..., torch.Tensor],
     sentences: list[str],
     family: str,
@@ -174,21 +175,21 @@ def test_vocabulary_that_no_text_uses_leaves_no_trace(
     seed: int,
     domain: list[int],
 ) -> None:
-    student = make_student(family, task, seed=seed)
+    student = make_exact_student(family, task, seed=seed)
     texts = [sentences[number] for number in domain]
     smaller = pruned(student, Pruning(vocabulary=0), texts)
     assert smaller.shape.vocabulary < student.shape.vocabulary
     assert_same_logits(answers_of(smaller, texts), answers_of(student, texts))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_positions_beyond_the_texts_leave_no_trace(
     family: str,
-    make_student: Callable[..., Student],
+    make_exact_student: Callable[..., Student],
     answers_of: Callable[..., torch.Tensor],
     sentences: list[str],
 ) -> None:
-    student = make_student(family)
+    student = make_exact_student(family)
     short = [sentence[:8] for sentence in sentences]
     smaller = prune_positions(student, 16)
     assert smaller.max_tokens == 16
@@ -197,12 +198,13 @@ def test_positions_beyond_the_texts_leave_no_trace(
 
 
 def check_plain_checkpoint(student: Student, folder: Path, texts: list[str], answers: torch.Tensor) -> None:
-    """The folder loads with transformers alone, cuts texts alike and answers alike."""
+    """The folder loads with transformers alone, cuts texts alike and answers alike (both in float64)."""
     import transformers
 
     student.save(folder)
     load = getattr(transformers, AUTO[student.task])
     model, found = load.from_pretrained(folder, output_loading_info=True)
+    model = model.double()
     body = {name for name in found["missing_keys"] if "pooler" not in name and "mask_emb" not in name}
     assert not body
     assert not found["unexpected_keys"]
@@ -221,18 +223,20 @@ def check_plain_checkpoint(student: Student, folder: Path, texts: list[str], ans
             rows.append(torch.nn.functional.normalize(given.last_hidden_state.mean(1), dim=-1))
         else:
             rows.append(given.logits.reshape(-1, given.logits.shape[-1]))
-    assert_same_logits(torch.cat(rows), answers)
+    # Tables of transformers' own, as XLNet's sinusoids, are made in float32.
+    torch.testing.assert_close(torch.cat(rows), answers, rtol=0, atol=1e-5)
     assert tokenizer.pad_token_id == student.pad_id
     assert model.config.pad_token_id == student.pad_id
     assert tokenizer.model_max_length == student.max_tokens
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_a_pruned_student_is_a_plain_checkpoint(
     family: str,
     task: str,
     make_student: Callable[..., Student],
+    in_double: Callable[[Student], Student],
     answers_of: Callable[..., torch.Tensor],
     sentences: list[str],
     tmp_path: Path,
@@ -242,23 +246,25 @@ def test_a_pruned_student_is_a_plain_checkpoint(
     smaller = pruned(student, asked, sentences[:4])
     shape = smaller.shape
     assert (shape.layers, shape.heads, shape.hidden, shape.neurons) == (1, 2, 8, 7)
-    check_plain_checkpoint(smaller, tmp_path / "pruned", sentences[:4], answers_of(smaller, sentences[:4]))
+    check_plain_checkpoint(smaller, tmp_path / "pruned", sentences[:4], answers_of(in_double(smaller), sentences[:4]))
 
 
 def test_electra_whose_embeddings_lie_on_the_hidden_width(
     make_student: Callable[..., Student],
+    in_double: Callable[[Student], Student],
     answers_of: Callable[..., torch.Tensor],
     sentences: list[str],
     tmp_path: Path,
 ) -> None:
     smaller = pruned(make_student("electra", embedding_size=12), Pruning(heads=2), sentences)
     assert smaller.shape.embedding == smaller.shape.hidden == 8
-    check_plain_checkpoint(smaller, tmp_path / "pruned", sentences, answers_of(smaller, sentences))
+    check_plain_checkpoint(smaller, tmp_path / "pruned", sentences, answers_of(in_double(smaller), sentences))
 
 
 def test_roberta_whose_padding_token_moves(
     make_student: Callable[..., Student],
     make_tokenizer: Callable[..., Any],
+    in_double: Callable[[Student], Student],
     answers_of: Callable[..., torch.Tensor],
     sentences: list[str],
     tmp_path: Path,
@@ -272,8 +278,8 @@ def test_roberta_whose_padding_token_moves(
     student = replace(student, tokenizer_config={**student.tokenizer_config, "pad_token": "<nothing>"}, pad_id=number)
     smaller = pruned(student, Pruning(vocabulary=0), sentences[:3])
     assert smaller.shape.position_offset < student.shape.position_offset
-    expected = answers_of(student, sentences[:3])
-    assert_same_logits(answers_of(smaller, sentences[:3]), expected)
+    expected = answers_of(in_double(student), sentences[:3])
+    assert_same_logits(answers_of(in_double(smaller), sentences[:3]), expected)
     check_plain_checkpoint(smaller, tmp_path / "pruned", sentences[:3], expected)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgescribe.converters.anatomy import FAMILIES
+from edgescribe.converters.anatomy import ENCODERS
 from edgescribe.converters.prune import Pruning
 from edgescribe.converters.recipe import FLOAT, LADDER, NAMED, ROUND_ONLY, Recipe, Shares, read_recipe, recipe_from
 from edgescribe.errors import RecipeError
@@ -53,7 +53,7 @@ def test_long_inputs_are_cut_but_by_recipes_that_leave_all(student: Student) -> 
         assert not recipe.changes(long)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_every_recipe_has_sizes_that_every_family_can_have(family: str, make_student: Callable[..., Student]) -> None:
     student = make_student(family)
     for recipe in NAMED.values():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from edgescribe.converters.advance import Advance
-from edgescribe.converters.anatomy import FAMILIES
+from edgescribe.converters.anatomy import ENCODERS
 from edgescribe.converters.checkpoint import load_graph, read_record
 from edgescribe.converters.conversion_data import Texts, examples_of, hold_out, read_texts
 from edgescribe.converters.distillation import DistillationWeights
@@ -92,7 +92,7 @@ def test_rounding_alone_trains_nothing(student: Student, texts: tuple[Texts, Tex
         assert (tensor == student.state[name]).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_every_family_takes_relu(family: str, make_student: Callable[..., Student]) -> None:
     student = make_student(family)
     changed = with_relu(student)

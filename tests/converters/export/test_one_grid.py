@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from edgescribe.converters.anatomy import FAMILIES
+from edgescribe.converters.anatomy import ENCODERS
 from edgescribe.converters.export.litert import export_litert
 from edgescribe.converters.export.litert import kernel_report as litert_kernels
 from edgescribe.converters.export.litert import read_back as read_litert
@@ -58,7 +58,7 @@ def export_all(student: Any, weights: QuantizedWeights, folder: Path) -> dict[st
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_the_three_files_hold_the_same_numbers(
     family: str, precision: str, make_student: Callable[..., Any], sentences: list[str], tmp_path: Path
 ) -> None:
@@ -87,7 +87,7 @@ def test_the_three_files_hold_the_same_numbers(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_every_linear_layer_runs_on_int8_kernels_on_every_engine(
     family: str, precision: str, make_student: Callable[..., Any], sentences: list[str], tmp_path: Path
 ) -> None:
@@ -100,7 +100,7 @@ def test_every_linear_layer_runs_on_int8_kernels_on_every_engine(
 
 
 @pytest.mark.parametrize("task", ["classify", "tag", "embed"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_the_engines_give_what_torch_gives_in_float(
     family: str, task: str, make_student: Callable[..., Any], sentences: list[str], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 ov = pytest.importorskip("openvino")
 
 from edgescribe.converters import families  # noqa: E402
-from edgescribe.converters.anatomy import FAMILIES, anatomy_of  # noqa: E402
+from edgescribe.converters.anatomy import ENCODERS, anatomy_of  # noqa: E402
 from edgescribe.converters.export.openvino import export_openvino, kernel_report, read_back  # noqa: E402
 from edgescribe.converters.freeze import freeze  # noqa: E402
 from edgescribe.converters.quantized_weights import QuantizedMatrix, QuantizedTable, QuantizedWeights  # noqa: E402
@@ -34,7 +34,7 @@ SIZES = {
     "positions": 40,
     "embedding": 32,
 }
-KNOWN = [name for name in FAMILIES if Path(next(iter(families.__path__)), f"{name}.py").exists()]
+KNOWN = [name for name in ENCODERS if Path(next(iter(families.__path__)), f"{name}.py").exists()]
 PRECISIONS = ("fp32", "w8a8-static", "w8a8-dynamic")
 CORES = probe_cpu()
 exact_int8 = pytest.mark.skipif(
