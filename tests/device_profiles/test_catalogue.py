@@ -64,3 +64,10 @@ def test_tflite_runtime_is_warned_of_on_every_board_of_raspberry_pi() -> None:
     for name in ("raspberry-pi-5", "raspberry-pi-4", "raspberry-pi-zero-2-w"):
         litert = next(r for r in load_profile(name).runtimes if r.name == "litert")
         assert any("zeros" in avoid.why for avoid in litert.avoid)
+
+
+def test_x86_profiles_prefer_runtimes_as_measured() -> None:
+    """docs/benchmarks.md: LiteRT is fastest; without VNNI OpenVINO's int8 is out of the question."""
+    for name in ("desktop-avx512-vnni", "intel-laptop-npu"):
+        assert [runtime.name for runtime in load_profile(name).runtimes] == ["litert", "openvino", "onnxruntime"]
+    assert [runtime.name for runtime in load_profile("desktop-avx2").runtimes] == ["litert", "onnxruntime", "openvino"]
