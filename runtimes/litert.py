@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, EngineError, InputError, MissingExtraError
 from .artifact_file import check_artifact_file
+from .code_pages import release_code
 from .contract import Availability, Effective, Feeds, KnownAnswer, OpenOptions, Outputs, TensorSpec
 from .feeds import checked_feeds
 from .known_answers import check_known_answers
@@ -204,8 +205,11 @@ class LiteRtRuntime:
         check_artifact_file(artifact, ".tflite", "LiteRT")
         if found.package == FALLBACK:
             _refuse_miscomputed(artifact, found)
+        libraries = Path(found.interpreter.__file__).parent
+        release_code(libraries)  # what ran when the engine was imported
         session = LiteRtSession(found, artifact, threads, options.padding_side == "left")
         session.check(options.known_answers)
+        release_code(libraries)  # what opened the file
         return session
 
 
