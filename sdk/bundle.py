@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import BundleError
 from ..runtimes.contract import KnownAnswer
+from ..runtimes.decoder_contract import DecoderAnswer
 from .bundle_files import (
     MANIFEST_NAME,
     REMEDY,
@@ -25,7 +26,7 @@ from .bundle_files import (
     read_verified,
     verify_file,
 )
-from .manifest import SCHEMA_VERSION, ArtifactEntry, FileEntry, Manifest
+from .manifest import SCHEMA_VERSION, ArtifactEntry, FileEntry, Manifest, WritingEntry
 from .manifest_checks import check_manifest
 from .sha256 import sha256
 from .tokenizer import Tokenizer
@@ -217,13 +218,37 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
         raise BundleError(f"{folder}, {entry.file.path}: {error}") from None
     # Some engines read memory that they should not for an id that the embedding does not have.
     answers = [answer for artifact in manifest.artifacts for answer in artifact.known_answers]
-    largest = max(entry.pad_id, *(max(row) for answer in answers for row in answer.feeds["input_ids"]))
+    largest = max([entry.pad_id, *(max(row) for answer in answers for row in answer.feeds["input_ids"])])
+    if manifest.writing is not None:
+        _check_vocabulary(folder, manifest.writing, tokenizer)
     if largest >= tokenizer.vocabulary_size:
         raise BundleError(
             f"{folder}: {MANIFEST_NAME} names the token {largest} (as pad_id or in a known answer), but the tokenizer "
             f"has only {tokenizer.vocabulary_size}; convert the student again"
         )
     return tokenizer
+
+
+def _check_vocabulary(folder: Path, writing: WritingEntry, tokenizer: Tokenizer) -> None:
+    """A model may have rows that no token stands for (padding of its vocabulary), but no token without a row."""
+    if tokenizer.vocabulary_size > writing.vocabulary:
+        raise BundleError(
+            f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens and the student {writing.vocabulary}; "
+            "convert the student again"
+        )
+
+
+def decoder_answers(artifact: ArtifactEntry) -> tuple[DecoderAnswer, ...]:
+    """A writer's known answers as arrays, ready for :class:`~edgescribe.runtimes.decoder_contract.DecoderOptions`."""
+    return tuple(
+        DecoderAnswer(
+            prompt=np.asarray(entry.prompt, np.int32),
+            tokens=np.asarray(entry.tokens, np.int32),
+            expected=np.asarray(entry.logits, np.float32),
+            tolerance=entry.tolerance,
+        )
+        for entry in artifact.answers
+    )
 
 
 def _limited(folder: Path, entry: FileEntry) -> FileEntry:

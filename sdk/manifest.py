@@ -51,19 +51,51 @@ class KnownAnswerEntry(Entry, frozen=True, kw_only=True):
     tolerance: Annotated[float, msgspec.Meta(gt=0, le=1e3)]
 
 
+class DecoderAnswerEntry(Entry, frozen=True, kw_only=True):
+    """After the tokens of ``prompt``, the ``logits`` that the artifact gave for ``tokens`` where it was made."""
+
+    prompt: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1, max_length=4096)]
+    tokens: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1, max_length=64)]
+    logits: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=64)]
+    tolerance: Annotated[float, msgspec.Meta(gt=0, le=1e3)]
+
+
 class ArtifactEntry(Entry, frozen=True, kw_only=True):
     """One artifact: ``files[0]`` is what the runtime opens, the others lie beside it.
 
     ``buckets``: token counts that the artifact takes when its shapes are fixed (ascending), empty when they are free.
+    A writer's artifact has ``answers`` and no inputs, outputs and known answers: its tensors are the runtime's affair.
     """
 
     runtime: RuntimeName
     precision: Precision
     files: Annotated[tuple[FileEntry, ...], msgspec.Meta(min_length=1, max_length=8)]
-    inputs: Annotated[tuple[Tensor, ...], msgspec.Meta(min_length=1, max_length=8)]
-    outputs: Annotated[tuple[Tensor, ...], msgspec.Meta(min_length=1, max_length=8)]
+    inputs: Annotated[tuple[Tensor, ...], msgspec.Meta(max_length=8)] = ()
+    outputs: Annotated[tuple[Tensor, ...], msgspec.Meta(max_length=8)] = ()
     buckets: tuple[Dimension, ...] = ()
-    known_answers: Annotated[tuple[KnownAnswerEntry, ...], msgspec.Meta(min_length=1, max_length=16)]
+    known_answers: Annotated[tuple[KnownAnswerEntry, ...], msgspec.Meta(max_length=16)] = ()
+    answers: Annotated[tuple[DecoderAnswerEntry, ...], msgspec.Meta(max_length=16)] = ()
+
+
+class WritingEntry(Entry, frozen=True, kw_only=True):
+    """What a writer (task ``generate``) has beside its artifacts.
+
+    Attributes:
+        context: the most tokens, prompt and answer together.
+        vocabulary: number of tokens that logits are given for.
+        end_ids: tokens that end an answer.
+        chat_template: the checkpoint's Jinja template of a conversation; None: it has none.
+        special_tokens: texts of tokens that a template may name (``bos_token``, ``eos_token``, …).
+        defaults: of generation, as the checkpoint has them: ``temperature``, ``top_k``, ``top_p``, ``min_p``,
+            ``repetition_penalty``. Without ``temperature`` (or with 0) it is greedy.
+    """
+
+    context: Annotated[int, msgspec.Meta(ge=2, le=2**20)]
+    vocabulary: Annotated[int, msgspec.Meta(ge=2, le=2**24)]
+    end_ids: Annotated[tuple[Token, ...], msgspec.Meta(max_length=64)] = ()
+    chat_template: Annotated[str, msgspec.Meta(max_length=100_000)] | None = None
+    special_tokens: Annotated[dict[str, str], msgspec.Meta(max_length=32)] = {}
+    defaults: Annotated[dict[str, float], msgspec.Meta(max_length=16)] = {}
 
 
 class TokenizerEntry(Entry, frozen=True, kw_only=True):
@@ -80,6 +112,8 @@ class Measurement(Entry, frozen=True, kw_only=True):
     """Figures of one artifact on one machine. ``how`` is measured, estimated, emulated or simulated.
 
     Latency in milliseconds of one call at batch 1 and ``tokens`` tokens; memory in MiB; ``samples`` calls timed.
+    Of a writer: latency of one decode step behind a prompt of ``tokens`` tokens, ``ttft_ms`` from the prompt to the
+    first token, ``tokens_per_s`` while decoding.
     """
 
     device: str
@@ -97,6 +131,8 @@ class Measurement(Entry, frozen=True, kw_only=True):
     load_ms: float
     peak_rss_mib: float
     disk_mib: float
+    ttft_ms: float | None = None
+    tokens_per_s: float | None = None
 
 
 class Provenance(Entry, frozen=True, kw_only=True):
@@ -114,6 +150,7 @@ class Provenance(Entry, frozen=True, kw_only=True):
 class Manifest(Entry, frozen=True, kw_only=True):
     """The whole of ``bundle.json``.
 
+    ``writing``: of the task ``generate`` alone.
     ``quality``: metrics by stage: ``teacher``, ``student`` and one ``<runtime>/<precision>`` for each artifact,
     each a mapping of metric name to value.
     """
@@ -124,6 +161,7 @@ class Manifest(Entry, frozen=True, kw_only=True):
     task: Task
     labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=100_000)] = ()
     tokenizer: TokenizerEntry
+    writing: WritingEntry | None = None
     artifacts: Annotated[tuple[ArtifactEntry, ...], msgspec.Meta(min_length=1, max_length=32)]
     quality: dict[str, dict[str, float]] = {}
     measurements: tuple[Measurement, ...] = ()

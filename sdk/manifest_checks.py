@@ -15,7 +15,7 @@ import msgspec
 
 from ..errors import BundleError
 from .bundle_files import check_relative_path
-from .manifest import ArtifactEntry, KnownAnswerEntry, Manifest, Tensor
+from .manifest import ArtifactEntry, KnownAnswerEntry, Manifest, Tensor, WritingEntry
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 MOST_FED = {"input_ids": 2**24, "attention_mask": 1, "token_type_ids": 16}
@@ -38,6 +38,7 @@ def check_manifest(manifest: Manifest) -> None:
         BundleError: they do not; the message names the place.
     """
     _check_labels(manifest)
+    _check_writing(manifest)
     seen: set[tuple[str, str]] = set()
     for index, artifact in enumerate(manifest.artifacts):
         where = f"artifacts[{index}]"
@@ -46,6 +47,10 @@ def check_manifest(manifest: Manifest) -> None:
             _refuse(where, f"a second artifact for {artifact.runtime} in {artifact.precision}")
         seen.add(key)
         _check_files(where, artifact)
+        if manifest.writing is not None:
+            _check_writers_artifact(where, artifact, manifest.writing)
+            continue
+        _check_graph(where, artifact)
         _check_tensors(where, artifact, manifest)
         _check_buckets(where, artifact, manifest.tokenizer.max_tokens)
         for number, answer in enumerate(artifact.known_answers):
@@ -61,13 +66,66 @@ def _refuse(where: str, fault: str) -> NoReturn:
 
 
 def _check_labels(manifest: Manifest) -> None:
-    if manifest.task == "embed":
+    if manifest.task in ("embed", "generate"):
         if manifest.labels:
-            _refuse("labels", f"{len(manifest.labels)} labels for the task 'embed', which has none")
+            _refuse("labels", f"{len(manifest.labels)} labels for the task {manifest.task!r}, which has none")
         return
     if not manifest.labels:
         _refuse("labels", f"no labels for the task {manifest.task!r}")
     _check_distinct("labels", manifest.labels)
+
+
+DEFAULTS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 2**24),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+}
+"""Generation defaults that a bundle may set, with the least and the largest value of each."""
+
+
+def _check_writing(manifest: Manifest) -> None:
+    writing = manifest.writing
+    if (writing is None) == (manifest.task == "generate"):
+        _refuse("writing", f"{'missing' if writing is None else 'present'} for the task {manifest.task!r}")
+    if writing is None:
+        return
+    if any(not 0 <= token < writing.vocabulary for token in writing.end_ids):
+        _refuse("writing.end_ids", f"a token that is not in 0 … {writing.vocabulary - 1}")
+    for name, value in writing.defaults.items():
+        least, most = DEFAULTS.get(name, (math.inf, -math.inf))
+        if not least <= value <= most:
+            _refuse(f"writing.defaults[{name!r}]", f"{value} (known are {', '.join(DEFAULTS)}, each within its range)")
+    if not all(name.isidentifier() for name in writing.special_tokens):
+        _refuse("writing.special_tokens", "a name that is none")
+    if manifest.tokenizer.max_tokens > writing.context:
+        _refuse("tokenizer.max_tokens", f"more than the context of {writing.context}")
+
+
+def _check_writers_artifact(where: str, artifact: ArtifactEntry, writing: WritingEntry) -> None:
+    if artifact.inputs or artifact.outputs or artifact.buckets or artifact.known_answers:
+        _refuse(where, "a writer's artifact with the inputs, outputs, buckets or known answers of a graph")
+    if not artifact.answers:
+        _refuse(f"{where}.answers", "none, so that the engine could not be checked")
+    for number, answer in enumerate(artifact.answers):
+        place = f"{where}.answers[{number}]"
+        if len(answer.tokens) != len(answer.logits):
+            _refuse(place, f"{len(answer.tokens)} tokens with {len(answer.logits)} logits")
+        if any(not 0 <= token < writing.vocabulary for token in (*answer.prompt, *answer.tokens)):
+            _refuse(place, f"a token that is not in 0 … {writing.vocabulary - 1}")
+        if len(answer.prompt) > writing.context:
+            _refuse(place, f"a prompt of {len(answer.prompt)} tokens, more than the context of {writing.context}")
+        if not _finite([*answer.logits, answer.tolerance], limit=1e30):
+            _refuse(place, "values that are not finite")
+
+
+def _check_graph(where: str, artifact: ArtifactEntry) -> None:
+    """What every artifact has that is no writer's."""
+    if not artifact.inputs or not artifact.outputs or not artifact.known_answers:
+        _refuse(where, "no inputs, outputs or known answers")
+    if artifact.answers:
+        _refuse(f"{where}.answers", "a writer's answers in the artifact of a graph")
 
 
 def _check_distinct(where: str, names: Sequence[str]) -> None:
