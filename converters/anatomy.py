@@ -72,13 +72,18 @@ class Shape:
         """Width of one head."""
         return self.width_of_head or self.hidden // self.heads
 
+    @property
+    def group(self) -> int:
+        """How many heads share one key/value head; only all of them together can leave."""
+        return self.heads // self.kv_heads if self.kv_heads else 1
+
 
 @dataclass(frozen=True)
 class Parameter:
     """One checkpoint tensor, or one for each layer: its name (with ``{layer}``) and what each of its axes counts.
 
-    ``matrix`` tells how a linear layer's weight is stored: ``out_in`` (torch's), or for XLNet ``in_heads``
-    (``[in, H, D]``) and ``out_heads`` (``[out, H, D]``).
+    ``matrix`` tells how a linear layer's weight is stored: ``out_in`` (torch's), ``in_out`` (GPT-2's), or for XLNet
+    ``in_heads`` (``[in, H, D]``) and ``out_heads`` (``[out, H, D]``).
     ``kind``: ``matrix`` and ``bias`` of linear layers, ``table`` of embeddings, ``norm`` (gain and bias of a layer
     norm), ``vector`` for anything else. ``when`` tells from the sizes whether a checkpoint has it; None: always.
     """
@@ -86,7 +91,7 @@ class Parameter:
     name: str
     axes: tuple[Role, ...]
     kind: Literal["matrix", "bias", "table", "norm", "vector"]
-    matrix: Literal["out_in", "in_heads", "out_heads"] = "out_in"
+    matrix: Literal["out_in", "in_out", "in_heads", "out_heads"] = "out_in"
     when: Callable[[Shape], bool] | None = None
 
 
@@ -112,6 +117,9 @@ class Anatomy:
         sinusoids: for a family with axes of that role, maps a hidden width to the function from offsets ``[n]`` to
             sinusoids ``[n, width]``.
         ignored: patterns of tensors that play no part in the tasks served here.
+        kind: ``encoder`` or ``decoder``: whose operators ``forward`` is written in.
+        own_head_width: the configuration has the width of a head, so that heads and hidden width are pruned apart.
+        heads_divide_hidden: transformers takes only a hidden width that the number of heads divides.
     """
 
     model_type: str
@@ -129,6 +137,9 @@ class Anatomy:
     fixed_ids: tuple[int, ...] = ()
     sinusoids: Callable[[int], Callable[[NDArray[np.int64]], NDArray[np.float32]]] | None = None
     ignored: tuple[str, ...] = field(default=())
+    kind: Literal["encoder", "decoder"] = "encoder"
+    own_head_width: bool = False
+    heads_divide_hidden: bool = True
 
     def parameters_of(self, task: Task, layers: int) -> dict[str, Parameter]:
         """Every tensor that a student can have by its full checkpoint name, ``{layer}`` written out for all layers."""

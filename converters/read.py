@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ from tokenizers import Tokenizer
 
 from ..errors import StudentError
 from .anatomy import Anatomy, Parameter, Shape, Task, anatomy_of
+from .generation_defaults import check_generation, read_generation
 from .json_files import read_object
+from .stored_student import StoredStudent
 from .student import Student
-from .tokenizer_files import read_tokenizer, special_token
+from .tokenizer_files import CHAT_TEMPLATE, read_chat_template, read_tokenizer, special_token
 from .weight_files import PICKLED, WEIGHTS, read_weights
 
 HUB_SECONDS = 10.0
 """How long a hub may take to answer at all; after that, what was downloaded earlier serves."""
+
+UNLABELLED_TASKS = ("embed", "generate")
+"""Tasks whose students know no classes."""
 
 LARGEST = 1 << 24
 """Of any size in a configuration; what is over it is a damaged file, not a student."""
@@ -51,17 +57,13 @@ def _read(
     folder: Path, source: str, task: Task, labels: Sequence[str] | None, allow_pickle: bool, seed: int
 ) -> Student:
     path = folder / "config.json"
-    if not path.is_file():
-        raise StudentError(f"{folder} is not a checkpoint: it has no config.json")
-    config = read_object(path)
-    if not isinstance(config.get("model_type"), str):
-        raise StudentError(f"{path} does not name a model_type, so the student's family is unknown")
+    config = _config(path)
     anatomy = anatomy_of(config["model_type"])
     if task not in anatomy.architectures:
         raise StudentError(f"{source}: the family {anatomy.model_type} does not serve the task {task!r}")
     present: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    if task == "embed":
+    if task in UNLABELLED_TASKS:
         config.pop("id2label", None)
         config.pop("label2id", None)
     else:
@@ -69,30 +71,53 @@ def _read(
         names = tuple(present if labels is None else labels)
         _check_labels(path, config, names)
         _set_labels(config, present)
-    state, sha256 = read_weights(folder, allow_pickle)
-    tokenizer, tokenizer_config = read_tokenizer(folder)
+    stored = _stored(folder, config, allow_pickle)
     shape = _shape(path, anatomy, config)
-    given = _prefixed(anatomy, task, state)
-    if task != "embed":
+    given = _prefixed(anatomy, task, stored.state)
+    if task not in UNLABELLED_TASKS:
         given = _in_order(anatomy, task, given, present, names)
         _set_labels(config, names)
         shape = _shape(path, anatomy, config)
     kept = _fit(folder, anatomy, task, shape, given, float(_number(config, "initializer_range", 0.02)), seed)
-    _check_tokenizer(folder, tokenizer, shape)
+    _check_tokenizer(folder, stored.tokenizer, shape)
+    if task == "generate":
+        check_generation(path, config, shape.vocabulary)
+        check_generation(folder / "generation_config.json", stored.generation, shape.vocabulary)
     longest = shape.positions - shape.position_offset
-    limit = _number(tokenizer_config, "model_max_length", longest)
-    return Student(
+    limit = _number(stored.tokenizer_config, "model_max_length", longest)
+    student = Student(
         config=config,
         state=kept,
-        tokenizer=tokenizer,
-        tokenizer_config=tokenizer_config,
+        tokenizer=stored.tokenizer,
+        tokenizer_config=stored.tokenizer_config,
         task=task,
         labels=names,
         max_tokens=int(min(longest, limit)) if limit > 1 else longest,
-        pad_id=_pad_id(path, config, tokenizer, tokenizer_config, shape),
+        pad_id=0,
         source=source,
-        sha256=sha256,
+        sha256=stored.sha256,
+        generation=stored.generation if task == "generate" else {},
+        chat_template=stored.chat_template if task == "generate" else None,
     )
+    return replace(student, pad_id=_pad_id(path, student))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise StudentError(f"{path.parent} is not a checkpoint: it has no config.json")
+    config = read_object(path)
+    if not isinstance(config.get("model_type"), str):
+        raise StudentError(f"{path} does not name a model_type, so the student's family is unknown")
+    return config
+
+
+def _stored(folder: Path, config: dict[str, Any], allow_pickle: bool) -> StoredStudent:
+    """What the other files of a checkpoint folder hold."""
+    state, sha256 = read_weights(folder, allow_pickle)
+    tokenizer, tokenizer_config = read_tokenizer(folder)
+    template = read_chat_template(folder, tokenizer_config)
+    tokenizer_config.pop("chat_template", None)
+    return StoredStudent(config, state, sha256, tokenizer, tokenizer_config, read_generation(folder), template)
 
 
 # Where it comes from
@@ -111,7 +136,7 @@ def _folder(source: str | Path) -> Path:
 def _download(name: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", PICKLED]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", CHAT_TEMPLATE, PICKLED]
     try:
         # Downloading has no limit of its own on a hub that says nothing, so it is asked beforehand.
         HfApi().model_info(name, timeout=HUB_SECONDS)
@@ -177,7 +202,7 @@ def _shape(path: Path, anatomy: Anatomy, config: Mapping[str, Any]) -> Shape:
         if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST:
             field = anatomy.config_fields.get(name, name)
             raise StudentError(f"{path} has {field} {size!r}, where a positive whole number is expected")
-    if shape.hidden % shape.heads:
+    if anatomy.heads_divide_hidden and shape.hidden % shape.heads:
         raise StudentError(f"{path} has {shape.heads} heads, which do not divide the hidden width of {shape.hidden}")
     if not isinstance(shape.eps, int | float) or not 0 <= shape.eps < 1:
         raise StudentError(f"{path} has a layer norm epsilon of {shape.eps!r}")
@@ -223,7 +248,9 @@ def _fit(
     seed: int,
 ) -> dict[str, torch.Tensor]:
     """The tensors that the task needs, heads made where there are none."""
-    head_names = {parameter.name for parameter in anatomy.heads_of.get(task, ())}
+    head_names = {parameter.name for parameter in anatomy.heads_of.get(task, ())} if task != "generate" else set()
+    if anatomy.kind == "decoder":
+        _refuse_unknown(folder, anatomy, task, shape, state)
     sizes = _sizes(shape)
     kept: dict[str, torch.Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
@@ -248,6 +275,21 @@ def _fit(
     return kept
 
 
+def _refuse_unknown(
+    folder: Path, anatomy: Anatomy, task: Task, shape: Shape, state: Mapping[str, torch.Tensor]
+) -> None:
+    """A tensor that the family's program would not use tells that the checkpoint is of another kind."""
+    layout = anatomy.layout(task, shape)
+    tied = {parameter.name for parameter in anatomy.heads_of.get(task, ())}
+    unknown = sorted(name for name in state if name not in layout and name not in tied and not anatomy.is_ignored(name))
+    if unknown:
+        raise StudentError(
+            f"{folder}: the weights hold {unknown[0]} ({len(unknown)} such tensors), which a {anatomy.model_type} with "
+            "this config.json has no use for; config.json and weights are not of one student, or of a kind that is "
+            "not described"
+        )
+
+
 def _sizes(shape: Shape) -> dict[str, int]:
     return {
         "vocabulary": shape.vocabulary,
@@ -256,6 +298,8 @@ def _sizes(shape: Shape) -> dict[str, int]:
         "hidden": shape.hidden,
         "heads": shape.heads * shape.head_width,
         "head": shape.heads,
+        "kv_heads": shape.kv_heads * shape.head_width,
+        "joined": (shape.heads + 2 * shape.kv_heads) * shape.head_width,
         "head_width": shape.head_width,
         "sinusoids": shape.hidden,
         "neurons": shape.neurons,
@@ -290,16 +334,15 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer, shape: Shape) -> None:
         )
 
 
-def _pad_id(
-    path: Path, config: Mapping[str, Any], tokenizer: Tokenizer, tokenizer_config: dict[str, Any], shape: Shape
-) -> int:
-    token = special_token(tokenizer_config, "pad_token")
-    found = tokenizer.token_to_id(token) if token is not None else None
+def _pad_id(path: Path, student: Student) -> int:
+    token = special_token(student.tokenizer_config, "pad_token")
+    found = student.tokenizer.token_to_id(token) if token is not None else None
     if found is not None:
         return int(found)
-    number = config.get("pad_token_id")
+    number = student.config.get("pad_token_id")
     if number is None:
-        return 0
-    if not isinstance(number, int) or not 0 <= number < shape.vocabulary:
+        # A writer without a token for padding is padded with the one that ends a text, as is usual.
+        return student.eos_ids[0] if student.task == "generate" and student.eos_ids else 0
+    if not isinstance(number, int) or not 0 <= number < student.shape.vocabulary:
         raise StudentError(f"{path} has pad_token_id {number!r}, which is not the number of a token")
     return number

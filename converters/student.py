@@ -7,7 +7,7 @@ loads, and read back from it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from . import generation_defaults, tokenizer_files
 from .anatomy import Anatomy, Parameter, Shape, Task, anatomy_of
 
 
@@ -29,11 +30,13 @@ class Student:
         tokenizer: as of ``tokenizer.json``, with neither padding nor truncation set.
         tokenizer_config: content of ``tokenizer_config.json`` (may be empty).
         task: what it is to do.
-        labels: class or tag names in the order of the logits; empty for ``embed``.
+        labels: class or tag names in the order of the logits; empty for ``embed`` and ``generate``.
         max_tokens: longest input, special tokens included.
         pad_id: id of the padding token.
         source: where it was read from, as the user named it.
         sha256: hash of the weights file it was read from.
+        generation: content of ``generation_config.json`` (sampling defaults, tokens that end a text); may be empty.
+        chat_template: the Jinja template that turns a conversation into a prompt; None where it has none.
     """
 
     config: dict[str, Any]
@@ -46,6 +49,8 @@ class Student:
     pad_id: int
     source: str
     sha256: str
+    generation: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -62,6 +67,13 @@ class Student:
         """What each tensor of ``state`` is."""
         return self.anatomy.layout(self.task, self.shape)
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text that it writes; empty where nothing names one."""
+        token = tokenizer_files.special_token(self.tokenizer_config, "eos_token")
+        number = None if token is None else self.tokenizer.token_to_id(token)
+        return generation_defaults.eos_ids(self.generation, self.config, number)
+
     def parameter_count(self) -> int:
         """Number of weights."""
         return sum(tensor.numel() for tensor in self.state.values())
@@ -71,10 +83,14 @@ class Student:
         return replace(self, state=state)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the checkpoint folder (``config.json``, ``model.safetensors``, tokenizer files), creating it."""
+        """Write the checkpoint folder (``config.json``, ``model.safetensors``, tokenizer files), creating it.
+
+        A writer's ``generation_config.json`` and ``chat_template.jinja`` are written where it has them.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         config = {name: value for name, value in self.config.items() if name != "_name_or_path"}
         config["architectures"] = [self.anatomy.architectures[self.task]]
+        config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")
         if self.labels:
             config["id2label"] = {str(index): label for index, label in enumerate(self.labels)}
@@ -83,6 +99,11 @@ class Student:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         self.tokenizer.save(str(folder / "tokenizer.json"))
+        if self.generation:
+            text = json.dumps(self.generation, indent=2, sort_keys=True) + "\n"
+            (folder / generation_defaults.FILE).write_text(text, encoding="utf-8")
+        if self.chat_template is not None:
+            (folder / tokenizer_files.CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8", newline="")
         if self.tokenizer_config:
             text = json.dumps(self.tokenizer_config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
             (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -13,6 +13,8 @@ from .json_files import read_object
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that ``tokenizer_config.json`` names, or in older checkpoints ``special_tokens_map.json``."""
 
+CHAT_TEMPLATE = "chat_template.jinja"
+
 VOCABULARIES = ("vocab.txt", "vocab.json")
 """Older vocabulary files, beside those of sentencepiece (``….model``)."""
 
@@ -57,6 +59,30 @@ def _converted(folder: Path) -> Tokenizer:
             "Save the student's tokenizer.json beside its weights"
         ) from error
     return tokenizer
+
+
+def read_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """The chat template of ``chat_template.jinja`` or of ``tokenizer_config.json`` (``config``), or None.
+
+    Of several templates with names, the one called ``default``, else the first.
+
+    Raises:
+        StudentError: it is not text.
+    """
+    path = folder / CHAT_TEMPLATE
+    if path.is_file():
+        try:
+            # Line ends are part of a prompt.
+            return path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise StudentError(f"{path} is not UTF-8: {error}") from error
+    given = config.get("chat_template")
+    if isinstance(given, list):
+        named = {each.get("name"): each.get("template") for each in given if isinstance(each, dict)}
+        given = named.get("default", next(iter(named.values()), None))
+    if given is not None and not isinstance(given, str):
+        raise StudentError(f"{folder / 'tokenizer_config.json'} has a chat_template that is not text")
+    return given
 
 
 def special_token(config: dict[str, Any], name: str) -> str | None:

@@ -13,7 +13,14 @@ from .decoder_graph import Attention, Norm, Rotary
 from .fake_quantize import fake_quantize_blocks
 from .graph import ActivationKind
 from .quantized_weights import takes_blocks
+from .student import Student
 from .torch_graph import ACTIVATIONS, TorchGraph
+
+
+def graph_of(student: Student, precision: str = "fp32", dropout: float = 0.0) -> TorchGraph:
+    """A student's program in torch: a :class:`TorchDecoder` for a decoder, a :class:`TorchGraph` for an encoder."""
+    kind = TorchDecoder if student.anatomy.kind == "decoder" else TorchGraph
+    return kind(student, precision, dropout)
 
 
 class TorchDecoder(TorchGraph):
@@ -44,6 +51,12 @@ class TorchDecoder(TorchGraph):
 
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """See DecoderBuilder."""
+        if self.norm_statistics is not None:
+            mask = self._feeds.get("attention_mask", torch.ones(x.shape[:2]))
+            self.norm_statistics.add(norm.name, x, norm.eps, mask, centred=norm.kind == "layer")
+        return self._normalized(x, norm)
+
+    def _normalized(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         if norm.kind == "layer":
             weight, bias = self.weight(f"{norm.name}.weight"), self.weight(f"{norm.name}.bias")
             return functional.layer_norm(x, (x.shape[-1],), weight, bias, norm.eps)
@@ -57,7 +70,7 @@ class TorchDecoder(TorchGraph):
 
     def head_norm(self, x: torch.Tensor, norm: Norm, heads: int) -> torch.Tensor:
         """See DecoderBuilder."""
-        return self.norm(x.reshape(*x.shape[:-1], heads, -1), norm).reshape(x.shape)
+        return self._normalized(x.reshape(*x.shape[:-1], heads, -1), norm).reshape(x.shape)
 
     def gate(self, gate: torch.Tensor, up: torch.Tensor, kind: ActivationKind) -> torch.Tensor:
         """See DecoderBuilder."""

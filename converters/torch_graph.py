@@ -52,9 +52,10 @@ class NormStatistics:
         self.counts: dict[str, int] = {}
 
     @torch.no_grad()
-    def add(self, norm: str, x: torch.Tensor, eps: float, mask: torch.Tensor) -> None:
-        """Take in ``x`` ``[B, T, W]``, which enters the norm."""
-        normal = functional.layer_norm(x.double(), (x.shape[-1],), eps=eps)
+    def add(self, norm: str, x: torch.Tensor, eps: float, mask: torch.Tensor, centred: bool = True) -> None:
+        """Take in ``x`` ``[B, T, W]``, which enters the norm: a layer norm, or where not ``centred`` an RMS norm."""
+        normalize = functional.layer_norm if centred else functional.rms_norm
+        normal = normalize(x.double(), (x.shape[-1],), eps=eps)
         rows = normal[mask.bool()] if normal.shape[:2] == mask.shape else normal.reshape(-1, x.shape[-1])
         nothing = rows.new_zeros(x.shape[-1])
         self.sums[norm] = self.sums.get(norm, nothing) + rows.sum(0)
@@ -69,6 +70,8 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 def as_matrix(weight: torch.Tensor, parameter: Parameter) -> torch.Tensor:
     """A linear layer's weight as ``[out, in]``, whatever the checkpoint's layout."""
+    if parameter.matrix == "in_out":
+        return weight.T
     if parameter.matrix == "in_heads":
         return weight.reshape(weight.shape[0], -1).T
     if parameter.matrix == "out_heads":

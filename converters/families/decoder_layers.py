@@ -16,7 +16,9 @@ from ..decoder_graph import Attention, DecoderBuilder, Norm, Rotary
 from ..graph import Value
 from .bert_layers import activation_of
 
-LAYER = "model.layers.{layer}."
+PREFIX = "model."
+
+LAYER = PREFIX + "layers.{layer}."
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class DecoderStyle:
 
 
 LLAMA = DecoderStyle()
+
+IGNORED = (r".*rotary_emb\.inv_freq", r".*attn\.(masked_)?bias")
+"""Buffers that old checkpoints hold beside the weights."""
 
 CONFIG_FIELDS: Mapping[str, str] = {
     "layers": "num_hidden_layers",
@@ -139,27 +144,27 @@ def _llama3(frequency: float, scaling: Mapping[str, Any]) -> float:
 
 def decoder_parameters(style: DecoderStyle = LLAMA, attention_bias: tuple[str, ...] = ()) -> tuple[Parameter, ...]:
     """The tensors of the body, named as Llama's. ``attention_bias``: which of q, k, v, o always have a bias."""
+    start = LAYER.removeprefix(PREFIX)
     found = [
-        Parameter("model.embed_tokens.weight", ("vocabulary", "hidden"), "table"),
-        Parameter("model.norm.weight", ("hidden",), "norm"),
-        Parameter(LAYER + "input_layernorm.weight", ("hidden",), "norm"),
-        Parameter(LAYER + "post_attention_layernorm.weight", ("hidden",), "norm"),
+        Parameter("embed_tokens.weight", ("vocabulary", "hidden"), "table"),
+        Parameter("norm.weight", ("hidden",), "norm"),
+        Parameter(start + "input_layernorm.weight", ("hidden",), "norm"),
+        Parameter(start + "post_attention_layernorm.weight", ("hidden",), "norm"),
     ]
     axes: dict[str, tuple[Role, Role]] = {
         "q": ("heads", "hidden"), "k": ("kv_heads", "hidden"), "v": ("kv_heads", "hidden"), "o": ("hidden", "heads"),
     }  # fmt: skip
     for part, (out, width) in axes.items():
-        found.append(Parameter(f"{LAYER}self_attn.{part}_proj.weight", (out, width), "matrix"))
+        found.append(Parameter(f"{start}self_attn.{part}_proj.weight", (out, width), "matrix"))
         when = None if part in attention_bias else _has_attention_bias
-        found.append(Parameter(f"{LAYER}self_attn.{part}_proj.bias", (out,), "bias", when=when))
+        found.append(Parameter(f"{start}self_attn.{part}_proj.bias", (out,), "bias", when=when))
     if style.head_norms:
-        found += [Parameter(f"{LAYER}self_attn.{part}_norm.weight", ("head_width",), "norm") for part in "qk"]
+        found += [Parameter(f"{start}self_attn.{part}_norm.weight", ("head_width",), "norm") for part in "qk"]
     for part in ("gate", "up"):
-        found.append(Parameter(f"{LAYER}mlp.{part}_proj.weight", ("neurons", "hidden"), "matrix"))
-        found.append(Parameter(f"{LAYER}mlp.{part}_proj.bias", ("neurons",), "bias", when=_has_mlp_bias))
-    found.append(Parameter(f"{LAYER}mlp.down_proj.weight", ("hidden", "neurons"), "matrix"))
-    found.append(Parameter(f"{LAYER}mlp.down_proj.bias", ("hidden",), "bias", when=_has_mlp_bias))
-    found.append(Parameter("lm_head.weight", ("vocabulary", "hidden"), "matrix", when=_is_untied))
+        found.append(Parameter(f"{start}mlp.{part}_proj.weight", ("neurons", "hidden"), "matrix"))
+        found.append(Parameter(f"{start}mlp.{part}_proj.bias", ("neurons",), "bias", when=_has_mlp_bias))
+    found.append(Parameter(f"{start}mlp.down_proj.weight", ("hidden", "neurons"), "matrix"))
+    found.append(Parameter(f"{start}mlp.down_proj.bias", ("hidden",), "bias", when=_has_mlp_bias))
     return tuple(found)
 
 
@@ -173,6 +178,10 @@ def _has_mlp_bias(shape: Shape) -> bool:
 
 def _is_untied(shape: Shape) -> bool:
     return not shape.tied
+
+
+HEAD = Parameter("lm_head.weight", ("vocabulary", "hidden"), "matrix", when=_is_untied)
+"""The output head, where it is not the embedding table."""
 
 
 def bias_variants(config: Mapping[str, Any]) -> tuple[str, ...]:

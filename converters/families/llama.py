@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..anatomy import Anatomy, Shape
-from .decoder_layers import CONFIG_FIELDS, LAYER, bias_variants, decoder_parameters, decoder_shape, run_llama
+from .decoder_layers import (
+    CONFIG_FIELDS,
+    HEAD,
+    IGNORED,
+    LAYER,
+    PREFIX,
+    bias_variants,
+    decoder_parameters,
+    decoder_shape,
+    run_llama,
+)
 
 
 def _shape(config: Mapping[str, Any]) -> Shape:
@@ -16,12 +26,14 @@ def _shape(config: Mapping[str, Any]) -> Shape:
 ANATOMY = Anatomy(
     model_type="llama",
     parameters=decoder_parameters(),
-    heads_of={"generate": ()},
-    prefix="",
+    heads_of={"generate": (HEAD,)},
+    prefix=PREFIX,
     config_fields=CONFIG_FIELDS,
     shape=_shape,
     forward=run_llama,
     architectures={"generate": "LlamaForCausalLM"},
     layer_prefix=LAYER,
-    ignored=(r".*rotary_emb\.inv_freq", r"lm_head\.weight"),
+    ignored=IGNORED,
+    kind="decoder",
+    own_head_width=True,
 )
