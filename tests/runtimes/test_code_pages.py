@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,30 @@ Anonymous:             0 kB
 Rss:                   8 kB
 Anonymous:             0 kB
 VmFlags: rd ex mr mw me
+"""
+
+PEAK = """
+import re, sys
+import numpy as np
+{opened}
+for length in (1, 4, 9, 16, 3, 12):
+    run(np.ones((1, length), np.int32))
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
+"""
+OURS = """
+from pathlib import Path
+from edgescribe.runtimes.contract import OpenOptions
+from edgescribe.runtimes.registry import open_artifact
+session = open_artifact("litert", Path(sys.argv[1]), OpenOptions(threads=1))
+run = lambda row: session.run({"input_ids": row, "attention_mask": row})
+"""
+ENGINE_ALONE = """
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
+def run(row):
+    bucket = next(size for size in (2, 4, 8, 16) if size >= row.size)
+    row = np.pad(row, ((0, 0), (0, bucket - row.size)))
+    interpreter.get_signature_runner(f"tokens_{bucket}")(input_ids=row, attention_mask=row)
 """
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process's pages")
@@ -82,6 +107,17 @@ def test_an_opened_file_leaves_little_of_the_engines_code_in_memory(write_tflite
     session = open_artifact("litert", path, OpenOptions(threads=1))
     assert resident_code(folder) < plain / 2
     session.run({"input_ids": ones, "attention_mask": ones})
+
+
+@on_linux
+def test_a_process_that_runs_all_buckets_stays_below_the_engine_alone(write_tflite: Callable[..., Path]) -> None:
+    path = write_tflite("static", buckets=(2, 4, 8, 16))
+
+    def peak(opened: str) -> int:
+        command = [sys.executable, "-c", PEAK.replace("{opened}", opened), str(path)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert peak(ENGINE_ALONE) > 1.02 * peak(OURS)
 
 
 def test_a_folder_without_libraries_is_no_fault(tmp_path: Path) -> None:
