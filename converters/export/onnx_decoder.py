@@ -1,0 +1,167 @@
+"""Writes a decoder as an ONNX artifact (``.onnx`` and its ``.onnx.data``) for ONNX Runtime, and reads it back.
+
+The graph is :class:`~edgescribe.converters.export.onnx_decoder_graph.OnnxDecoderGraph`'s.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from ...errors import BundleError, OutputError, UsageError
+from ..anatomy import Anatomy, Shape
+from ..quantized_weights import BLOCK, QuantizedWeights
+from .onnx_decoder_graph import OnnxDecoderGraph
+from .onnx_decoder_products import unpack_int4, unpack_int8
+from .onnx_external_data import constant_arrays
+
+LINEAR_OPERATORS = ("MatMulNBits", "FusedMatMul", "MatMul", "Gemm")
+KIND = "edgescribe decoder 1"
+
+
+@dataclass(frozen=True)
+class OnnxDecoderContents:
+    """What a file holds.
+
+    Attributes:
+        rows: integers int8 ``[out, in]`` and scales float32 ``[out]`` of each int8 linear layer and table, by name.
+        blocks: integers int8 ``[out, in / 32, 32]`` and scales float32 ``[out, in / 32]`` of each int4 one, by name.
+        properties: what the file says of itself.
+    """
+
+    rows: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
+    blocks: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
+    properties: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DecoderKernel:
+    """How ONNX Runtime runs one linear layer: its ``site``, the ``kernel`` after optimising, and the ``bits`` of its
+    stored weight (32: float)."""
+
+    site: str
+    kernel: str
+    bits: int
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it multiplies integers."""
+        return self.kernel == "MatMulNBits"
+
+
+def export_onnx_decoder(anatomy: Anatomy, shape: Shape, weights: QuantizedWeights, path: Path, context: int) -> None:
+    """Write ``path`` (``.onnx``) and ``<path>.data``, whole or not at all. Equal arguments give equal bytes.
+
+    Args:
+        context: the most tokens that a session of it may hold.
+
+    Raises:
+        OutputError: the name does not end in ``.onnx`` or the folder cannot be written.
+        UsageError: ``context`` is not from 1 to the positions that the student was trained for.
+        StudentError: the program reads a weight that ``weights`` does not hold.
+    """
+    if path.suffix != ".onnx":
+        raise OutputError(f"an ONNX artifact's name ends in .onnx, and {str(path)!r} does not: name it so")
+    if not 1 <= context <= shape.positions:
+        raise UsageError(f"a context of {context} tokens was asked for; the student takes 1 to {shape.positions}")
+    graph = OnnxDecoderGraph(weights, context)
+    anatomy.forward(graph, shape, "generate")
+    heads, width = graph.cache_widths[0]
+    properties = {
+        "kind": KIND,
+        "precision": weights.precision,
+        "context": str(context),
+        "vocabulary": str(graph.vocabulary),
+        "layers": str(len(graph.cache_widths)),
+        "cache_heads": str(heads),
+        "cache_width": str(width),
+        "hidden": str(shape.hidden),
+        "neurons": str(shape.neurons),
+        "heads": str(shape.heads),
+    }
+    graph.writer.write(path, properties)
+
+
+def read_back(path: Path) -> OnnxDecoderContents:
+    """The integers and scales that an artifact of :func:`export_onnx_decoder` holds.
+
+    Raises:
+        BundleError: the file is not a readable ONNX model, or its data file is not there.
+    """
+    model = _read(path)
+    try:
+        constants = constant_arrays(model, path.parent)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path.name}'s data file cannot be read: {error}; copy the bundle anew") from error
+    contents = OnnxDecoderContents({}, {}, {entry.key: entry.value for entry in model.metadata_props})
+    for node in model.graph.node:
+        said = {entry.key: entry.value for entry in node.metadata_props}
+        stored = node.name.partition(":")[2]
+        if node.op_type == "MatMulNBits":
+            sizes = [int(size) for size in said["rows"].split(",")]
+            _take(contents, stored.split("|"), sizes, constants, stored, _attribute(node, "K"))
+        elif node.op_type == "GatherBlockQuantized":
+            _take(contents, [stored], [len(constants[stored])], constants, stored, int(said["width"]))
+    return contents
+
+
+def _take(
+    contents: OnnxDecoderContents,
+    names: list[str],
+    sizes: list[int],
+    constants: dict[str, NDArray[Any]],
+    stored: str,
+    width: int,
+) -> None:
+    packed, scales = constants[stored], np.asarray(constants[f"{stored}.scales"], np.float32)
+    ends = np.cumsum(sizes)
+    for name, size, end in zip(names, sizes, ends, strict=True):
+        if name in contents.rows or name in contents.blocks:
+            continue
+        part = slice(int(end) - size, int(end))
+        if packed.shape[2] == BLOCK // 2:
+            contents.blocks[name] = unpack_int4(packed[part]), scales[part]
+        else:
+            contents.rows[name] = unpack_int8(packed[part], width), scales[part, 0]
+
+
+def kernel_report(path: Path) -> list[DecoderKernel]:
+    """How ONNX Runtime's CPU provider runs each linear layer, read from the graph that it optimised.
+
+    Raises:
+        BundleError: the file is not a readable ONNX model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = _read(Path(options.optimized_model_filepath)).graph
+    return [
+        DecoderKernel(
+            node.name.partition(":")[0], node.op_type, _attribute(node, "bits") if node.op_type == "MatMulNBits" else 32
+        )
+        for node in graph.node
+        if node.op_type in LINEAR_OPERATORS
+    ]
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return int(next(each.i for each in node.attribute if each.name == name))
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise BundleError(f"{str(path)!r} is not an ONNX model that can be read: {error}") from error
+    if not model.graph.node:
+        raise BundleError(f"{str(path)!r} is an ONNX model without a single node: it is damaged, export it anew")
+    return model

@@ -1,0 +1,282 @@
+"""Writes a decoder family's program as an ONNX graph with a KV cache, for ONNX Runtime's CPU kernels.
+
+The graph takes T tokens of one text and what its cache holds:
+
+- ``input_ids`` int32 ``[1, T]``; ``last`` int32 ``[1]`` and ``total`` int32, the place of the last of them and the
+  number of all tokens, cached ones included; ``wanted_from`` int64 ``[1]``, from which of the T on logits are wanted;
+- ``past.<layer>.key`` and ``.value`` float32 ``[1, K, capacity, D]`` and the outputs ``present.<layer>.…``, to be bound
+  to the same memory: new keys and values are then written where they belong and nothing is copied;
+- ``logits`` float32 ``[1, wanted, V]``.
+
+Forms that were the fastest of those tried on ONNX Runtime 1.31: joined products for query, key and value and for gate
+and up, GroupQueryAttention with the rotary turn inside, SkipSimplifiedLayerNormalization, QuickGelu with alpha 1 as
+silu. Head widths that GroupQueryAttention refuses are padded with zeros before it and cut again behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from onnx import TensorProto
+
+from ...errors import StudentError
+from ..decoder_graph import Attention, Norm, Rotary
+from ..graph import ActivationKind
+from ..quantized_weights import QuantizedWeights
+from .onnx_decoder_products import DecoderProducts
+from .onnx_external_data import ExternalNodeWriter
+from .onnx_nodes import CONTRIB
+
+WIDTH_STEP, ROTARY_STEP = 8, 16
+"""GroupQueryAttention takes head widths that are multiples of the first; with the rotary turn inside, of the second."""
+
+
+@dataclass
+class Joined:
+    """A product whose results lie side by side; ``cut`` holds them one by one once they were asked for so."""
+
+    name: str
+    widths: tuple[int, ...]
+    cut: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One result of a joined product."""
+
+    joined: Joined
+    index: int
+
+
+Hidden: TypeAlias = str | Piece
+"""A float32 tensor ``[1, T, W]``: its name, or a piece of a joined one."""
+
+
+class OnnxDecoderGraph:
+    """Implements :class:`~edgescribe.converters.decoder_graph.DecoderBuilder` by appending ONNX nodes.
+
+    Args:
+        weights: the numbers to store.
+        context: the most tokens of a text; rotary positions are stored up to it.
+    """
+
+    def __init__(self, weights: QuantizedWeights, context: int) -> None:
+        self.weights, self.context = weights, context
+        self.writer = ExternalNodeWriter()
+        self.products = DecoderProducts(weights, self.writer)
+        self.cache_widths: dict[int, tuple[int, int]] = {}
+        self.vocabulary = 0
+        self._positions: str | None = None
+        self._rotations: dict[Rotary, tuple[str, str]] = {}
+        self.writer.declare_input("input_ids", TensorProto.INT32, [1, "tokens"])
+        self.writer.declare_input("last", TensorProto.INT32, [1])
+        self.writer.declare_input("total", TensorProto.INT32, [])
+        self.writer.declare_input("wanted_from", TensorProto.INT64, [1])
+
+    def real(self, x: Hidden) -> str:
+        """The tensor's own name; a joined product is cut for it."""
+        if isinstance(x, str):
+            return x
+        joined = x.joined
+        if joined.cut is None:
+            sizes = self.writer.integers(*joined.widths)
+            joined.cut = self.writer.node_of("Split", [joined.name, sizes], len(joined.widths), axis=-1)
+        return joined.cut[x.index]
+
+    # Inputs and outputs
+    def token_ids(self) -> str:
+        """See DecoderBuilder."""
+        return "input_ids"
+
+    def output(self, name: str, value: Hidden) -> None:
+        """See DecoderBuilder."""
+        self.writer.declare_output(name, self.real(value), [1, "wanted", self.vocabulary])
+
+    # Embeddings
+    def embedding(self, ids: str, table: str) -> str:
+        """See DecoderBuilder."""
+        return self.products.rows(ids, table)
+
+    def position_embedding(self, table: str, start: int = 0) -> str:
+        """See DecoderBuilder."""
+        ids = self._position_ids()
+        if start:
+            ids = self.writer.node("Add", [ids, self.writer.constant(np.int32(start))])
+        return self.products.rows(ids, table)
+
+    def _position_ids(self) -> str:
+        """Places of this call's tokens in the text: int32 ``[1, T]``."""
+        if self._positions is None:
+            node, constant = self.writer.node, self.writer.constant
+            tokens = node("Cast", [node("Size", ["input_ids"])], to=TensorProto.INT32)
+            first = node("Sub", ["total", tokens])
+            places = node("Range", [first, "total", constant(np.int32(1))])
+            self._positions = node("Unsqueeze", [places, self.writer.integers(0)])
+        return self._positions
+
+    def scale(self, x: Hidden, factor: float) -> str:
+        """See DecoderBuilder."""
+        return self.writer.node("Mul", [self.real(x), self.writer.constant(np.float32(factor))])
+
+    def mark_layer(self, x: Hidden, layer: int) -> None:
+        """See DecoderBuilder."""
+
+    # Layers
+    def linear(self, x: Hidden, weight: str, site: str, activation: ActivationKind | None = None) -> str:
+        """See DecoderBuilder."""
+        name = self.products.product(self.real(x), (weight,), site)
+        return name if activation is None else self._activation(name, activation)
+
+    def linears(self, x: Hidden, weights: tuple[str, ...], site: str) -> tuple[Hidden, ...]:
+        """See DecoderBuilder."""
+        if not self.products.can_join(weights):
+            return tuple(self.products.product(self.real(x), (name,), site) for name in weights)
+        heights = tuple(self.products.height(name) for name in weights)
+        joined = Joined(self.products.product(self.real(x), weights, site), heights)
+        return tuple(Piece(joined, index) for index in range(len(weights)))
+
+    def joined_linear(self, x: Hidden, weight: str, widths: tuple[int, ...], site: str) -> tuple[Hidden, ...]:
+        """See DecoderBuilder."""
+        joined = Joined(self.products.product(self.real(x), (weight,), site), widths)
+        return tuple(Piece(joined, index) for index in range(len(widths)))
+
+    def _activation(self, x: str, kind: ActivationKind) -> str:
+        node = self.writer.node
+        if kind == "silu":
+            return node("QuickGelu", [x], domain=CONTRIB, alpha=1.0)
+        if kind in ("gelu", "gelu_tanh"):
+            return node("Gelu", [x], approximate="tanh" if kind == "gelu_tanh" else "none")
+        return node({"relu": "Relu", "tanh": "Tanh"}[kind], [x])
+
+    def _norm_inputs(self, norm: Norm) -> list[str]:
+        gain = self._vector(f"{norm.name}.weight")
+        stored = [self.writer.stored(f"{norm.name}.weight", (gain + np.float32(norm.offset)).astype(np.float32))]
+        if norm.kind == "layer":
+            stored.append(self.writer.stored(f"{norm.name}.bias", self._vector(f"{norm.name}.bias")))
+        return stored
+
+    def _vector(self, name: str) -> np.ndarray:
+        vector = self.weights.vectors.get(name)
+        if vector is None:
+            raise StudentError(f"the weights hold no vector {name!r}; its name in the family's program is wrong")
+        return vector
+
+    def norm(self, x: Hidden, norm: Norm) -> str:
+        """See DecoderBuilder."""
+        operator = "SimplifiedLayerNormalization" if norm.kind == "rms" else "LayerNormalization"
+        return self.writer.node(operator, [self.real(x), *self._norm_inputs(norm)], axis=-1, epsilon=norm.eps)
+
+    def add_norm(self, x: Hidden, update: Hidden, norm: Norm) -> tuple[str, str]:
+        """See DecoderBuilder."""
+        operator = "SkipSimplifiedLayerNormalization" if norm.kind == "rms" else "SkipLayerNormalization"
+        inputs = [self.real(x), self.real(update), *self._norm_inputs(norm)]
+        normal, _, _, total = self.writer.node_keeping(
+            operator, inputs, (True, False, False, True), domain=CONTRIB, epsilon=norm.eps
+        )
+        return total, normal
+
+    def head_norm(self, x: Hidden, norm: Norm, heads: int) -> str:
+        """See DecoderBuilder."""
+        return self._joined_heads(self.norm(self._apart(self.real(x), heads), norm))
+
+    def _apart(self, x: str, heads: int) -> str:
+        """``[1, T, H * D]`` as ``[1, T, H, D]``."""
+        return self.writer.node("Reshape", [x, self.writer.integers(0, 0, heads, -1)])
+
+    def _joined_heads(self, x: str) -> str:
+        """``[1, T, H, D]`` as ``[1, T, H * D]``."""
+        return self.writer.node("Reshape", [x, self.writer.integers(0, 0, -1)])
+
+    def gate(self, gate: Hidden, up: Hidden, kind: ActivationKind) -> str:
+        """See DecoderBuilder."""
+        return self.writer.node("Mul", [self._activation(self.real(gate), kind), self.real(up)])
+
+    def add(self, a: Hidden, b: Hidden) -> str:
+        """See DecoderBuilder."""
+        return self.writer.node("Add", [self.real(a), self.real(b)])
+
+    # Attention
+    def attention(self, query: Hidden, key: Hidden, value: Hidden, layer: int, attention: Attention) -> str:
+        """See DecoderBuilder."""
+        width, rotary = attention.head_width, attention.rotary
+        padded = -(-width // WIDTH_STEP) * WIDTH_STEP
+        inside = rotary is not None and width % ROTARY_STEP == 0
+        parts = (query, key, value)
+        packed = padded == width and (inside or rotary is None) and self._packed(parts)
+        if packed:
+            inputs = [packed, "", ""]
+        else:
+            heads = (attention.heads, attention.kv_heads, attention.kv_heads)
+            inputs = [self.real(part) for part in parts]
+            if rotary is not None and not inside:
+                inputs[:2] = [self._turned(x, rotary, n) for x, n in zip(inputs[:2], heads[:2], strict=True)]
+            if padded != width:
+                inputs = [self._padded(x, n, padded - width) for x, n in zip(inputs, heads, strict=True)]
+        inputs += [f"past.{layer}.key", f"past.{layer}.value", "last", "total"]
+        if rotary is not None and inside:
+            inputs += self._rotation(rotary)
+        outputs = [f"attention_{layer}", f"present.{layer}.key", f"present.{layer}.value"]
+        self.writer.node_giving(
+            "GroupQueryAttention", inputs, outputs, domain=CONTRIB, name=f"layer.{layer}.attention",
+            num_heads=attention.heads, kv_num_heads=attention.kv_heads, scale=attention.scale,
+            do_rotary=int(inside), rotary_interleaved=0,
+        )  # fmt: skip
+        self._declare_cache(layer, attention.kv_heads, padded)
+        return outputs[0] if padded == width else self._cut(outputs[0], attention.heads, width)
+
+    @staticmethod
+    def _packed(parts: tuple[Hidden, ...]) -> str | None:
+        """The joined product that consists of just these parts in this order."""
+        joined = parts[0].joined if isinstance(parts[0], Piece) else None
+        if joined is None or len(joined.widths) != len(parts):
+            return None
+        in_order = all(
+            isinstance(part, Piece) and part.joined is joined and part.index == index
+            for index, part in enumerate(parts)
+        )
+        return joined.name if in_order else None
+
+    def _declare_cache(self, layer: int, heads: int, width: int) -> None:
+        self.cache_widths[layer] = heads, width
+        shape: list[str | int] = [1, heads, "capacity", width]
+        for part in ("key", "value"):
+            self.writer.declare_input(f"past.{layer}.{part}", TensorProto.FLOAT, shape)
+            self.writer.declare_named_output(f"present.{layer}.{part}", TensorProto.FLOAT, shape)
+
+    def _rotation(self, rotary: Rotary) -> tuple[str, str]:
+        """Cosines and sines of all positions, float32 ``[context, D / 2]`` each, stored once."""
+        if rotary not in self._rotations:
+            # As training computes them: the product in float32.
+            places = np.arange(self.context, dtype=np.float32)[:, None]
+            angles = places * np.array(rotary.frequencies, np.float32)[None]
+            factor, number = np.float32(rotary.factor), len(self._rotations)
+            self._rotations[rotary] = (
+                self.writer.stored(f"cosines.{number}", np.cos(angles) * factor),
+                self.writer.stored(f"sines.{number}", np.sin(angles) * factor),
+            )
+        return self._rotations[rotary]
+
+    def _turned(self, x: str, rotary: Rotary, heads: int) -> str:
+        ids = self.writer.node("Cast", [self._position_ids()], to=TensorProto.INT64)
+        return self.writer.node("RotaryEmbedding", [x, *self._rotation(rotary), ids], num_heads=heads)
+
+    def _padded(self, x: str, heads: int, more: int) -> str:
+        amounts = self.writer.integers(0, 0, 0, 0, 0, 0, 0, more)
+        return self._joined_heads(self.writer.node("Pad", [self._apart(x, heads), amounts]))
+
+    def _cut(self, x: str, heads: int, width: int) -> str:
+        first, end, axis = (self.writer.integers(number) for number in (0, width, 3))
+        return self._joined_heads(self.writer.node("Slice", [self._apart(x, heads), first, end, axis]))
+
+    # Reading out
+    def wanted_tokens(self, x: Hidden) -> str:
+        """See DecoderBuilder."""
+        end, axis = self.writer.integers(np.iinfo(np.int64).max), self.writer.integers(1)
+        return self.writer.node("Slice", [self.real(x), "wanted_from", end, axis])
+
+    def logits(self, x: Hidden, weight: str) -> str:
+        """See DecoderBuilder."""
+        self.vocabulary = self.products.height(weight)
+        return self.products.product(self.real(x), (weight,), "logits")

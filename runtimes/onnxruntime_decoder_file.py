@@ -1,0 +1,107 @@
+"""What a decoder's ``.onnx`` file says of itself, read without the engine and without any ONNX package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BundleError
+from .artifact_file import check_artifact_file
+
+KIND = "edgescribe decoder 1"
+_PROPERTIES, _KEY, _VALUE = 14, 1, 2
+_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class DecoderFile:
+    """Sizes of an artifact: the most tokens it takes, V, layers, and of its cache the heads and their width.
+
+    ``hidden``, ``neurons`` and ``heads`` are the model's widths; ``file_bytes`` what its files hold.
+    """
+
+    precision: str
+    context: int
+    vocabulary: int
+    layers: int
+    cache_heads: int
+    cache_width: int
+    hidden: int
+    neurons: int
+    heads: int
+    file_bytes: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that a token takes in the cache."""
+        return 2 * 4 * self.layers * self.cache_heads * self.cache_width
+
+
+def read_decoder_file(path: Path) -> DecoderFile:
+    """Read what the exporter wrote.
+
+    Raises:
+        BundleError: the file, or its data file, is missing, damaged or not a decoder's.
+    """
+    check_artifact_file(path, ".onnx", "ONNX Runtime")
+    data = path.with_name(f"{path.name}.data")
+    try:
+        content = path.read_bytes()
+        properties = _properties(content)
+        if properties.get("kind") != KIND:
+            raise BundleError(f"{path} is not a decoder made by this version of edgescribe: export it anew")
+        sizes = {name: int(properties[name]) for name in DecoderFile.__dataclass_fields__ if name not in _ELSEWHERE}
+        total = len(content) + (data.stat().st_size if data.exists() else 0)
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is not a readable ONNX file: {error!r}; copy the bundle anew") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}; check the bundle's folder") from error
+    if min(sizes.values()) < 1:
+        raise BundleError(f"{path} gives itself a size below 1: it is damaged, copy the bundle anew")
+    return DecoderFile(precision=properties["precision"], file_bytes=total, **sizes)
+
+
+_ELSEWHERE = ("precision", "file_bytes")
+
+
+def _properties(content: bytes) -> dict[str, str]:
+    """The model's properties: field 14 of ModelProto, messages of a key and a value."""
+    found = {}
+    for field, value in _fields(memoryview(content)):
+        if field == _PROPERTIES:
+            entry = {number: bytes(text).decode() for number, text in _fields(value)}
+            found[entry[_KEY]] = entry[_VALUE]
+    return found
+
+
+def _fields(message: memoryview) -> list[tuple[int, memoryview]]:
+    """The fields of a protobuf message that hold bytes, by number, in order."""
+    found, at = [], 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == _BYTES:
+            size, at = _varint(message, at)
+            if size > len(message) - at:
+                raise ValueError(f"a field of {size} bytes reaches behind the end")
+            found.append((tag >> 3, message[at : at + size]))
+            at += size
+        elif kind == _VARINT:
+            _, at = _varint(message, at)
+        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
+            at += 8 if kind == _EIGHT_BYTES else 4
+        else:
+            raise ValueError(f"a field of unknown kind {kind}")
+    return found
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number longer than 64 bits")
