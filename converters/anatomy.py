@@ -33,7 +33,7 @@ depend on that width (XLNet's relative positions).
 """
 
 ENCODERS = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlnet")
-DECODERS = ("llama",)
+DECODERS = ("gemma", "gpt2", "llama", "qwen2", "qwen3")
 FAMILIES = ENCODERS + DECODERS
 
 

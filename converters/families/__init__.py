@@ -1,1 +1,1 @@
-"""One module for each family of encoders: its tensors, sizes and forward pass."""
+"""One module for each family: its tensors, sizes and forward pass."""

@@ -55,16 +55,18 @@ CONFIG_FIELDS: Mapping[str, str] = {
 """Where Llama's configuration, and that of its kin, has its sizes."""
 
 
-def decoder_shape(config: Mapping[str, Any], **others: Any) -> Shape:
+def decoder_shape(config: Mapping[str, Any], windows: bool = True, **others: Any) -> Shape:
     """The sizes of a configuration that names its fields as Llama does; ``others`` are set beside or instead.
+
+    ``windows``: as ``usual`` of :func:`refuse_windows`.
 
     Raises:
         KeyError: a field is missing.
         StudentError: an activation, window or scaling of positions that no exporter has.
     """
-    refuse_windows(config)
+    refuse_windows(config, windows)
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    width = config.get("head_dim") or hidden // heads
+    width = config.get("head_dim") or hidden // max(1, heads)
     fields: dict[str, Any] = {
         "layers": config["num_hidden_layers"],
         "hidden": hidden,
@@ -76,7 +78,7 @@ def decoder_shape(config: Mapping[str, Any], **others: Any) -> Shape:
         "positions": config.get("max_position_embeddings", 2048),
         "embedding": hidden,
         "labels": 0,
-        "activation": activation_of(config),
+        "activation": activation_of({"hidden_act": "silu", **config}),
         "eps": config.get("rms_norm_eps", 1e-6),
         "rotary": rotary_of(config, width),
         "tied": bool(config.get("tie_word_embeddings", False)),
@@ -89,15 +91,17 @@ def decoder_shape(config: Mapping[str, Any], **others: Any) -> Shape:
     return shape
 
 
-def refuse_windows(config: Mapping[str, Any]) -> None:
+def refuse_windows(config: Mapping[str, Any], usual: bool = True) -> None:
     """Refuse attention that sees only a window of the tokens before, where it would be used.
+
+    ``usual``: whether a configuration that has a window and does not say so uses it.
 
     Raises:
         StudentError: it would.
     """
     window = config.get("sliding_window")
     kinds = config.get("layer_types") or ()
-    used = config.get("use_sliding_window", True) if not kinds else "sliding_attention" in kinds
+    used = config.get("use_sliding_window", usual) if not kinds else "sliding_attention" in kinds
     positions = config.get("max_position_embeddings") or 0
     if window and used and window < positions:
         raise StudentError(

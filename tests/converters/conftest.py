@@ -236,3 +236,115 @@ def answers_of() -> Callable[..., Any]:
         return torch.cat([torch.from_numpy(each).reshape(-1, each.shape[-1]) for each in outputs])
 
     return answer
+
+
+WRITER_SIZES: dict[str, Any] = {
+    "hidden_size": 18,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 4,
+    "intermediate_size": 13,
+    "max_position_embeddings": 48,
+    "rms_norm_eps": 1e-9,
+}
+"""Odd sizes of a writer: 3 groups of 3 heads, whose widths are no part of the hidden width."""
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def writer_sizes(family: str) -> dict[str, Any]:
+    if family == "gpt2":
+        return {"n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 10, "n_positions": 48, "layer_norm_epsilon": 1e-9}
+    return dict(WRITER_SIZES)
+
+
+@pytest.fixture(scope="session")
+def writer_tokenizer() -> Callable[[], Any]:
+    """``writer_tokenizer()``: byte-level BPE with ChatML's tokens, an odd number of tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=393,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    spoken = ["user\nassistant\nsystem\n", "the user and the assistant of a system"]
+    tokenizer.train_from_iterator(sorted(SENTENCES * 3 + spoken * 3), trainer)
+    text = tokenizer.to_str()
+    return lambda: Tokenizer.from_str(text)
+
+
+@pytest.fixture(scope="session")
+def make_writer_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, writer_tokenizer: Callable[[], Any]
+) -> Callable[..., tuple[Path, Any]]:
+    """``make_writer_checkpoint(family, seed=0, **config)``: a writer's folder as transformers saves it, and its model.
+
+    Every weight is large enough to show in the logits, biases and norms too.
+    """
+
+    def make(family: str, seed: int = 0, **options: Any) -> tuple[Path, Any]:
+        import torch
+        import transformers
+        from edgescribe.converters.anatomy import anatomy_of
+
+        tokenizer = writer_tokenizer()
+        settings = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": tokenizer.get_vocab_size()}
+        config = transformers.AutoConfig.for_model(family, **{**settings, **writer_sizes(family), **options})
+        torch.manual_seed(seed)
+        model = getattr(transformers, anatomy_of(family).architectures["generate"])(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0, 0.3)
+                else:
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+        model.generation_config = transformers.GenerationConfig(
+            bos_token_id=1, eos_token_id=[2, 0], pad_token_id=0, do_sample=True, temperature=0.7, top_p=0.9
+        )
+        folder = tmp_path_factory.mktemp(family)
+        model.save_pretrained(folder)
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            bos_token="<|im_start|>",
+            eos_token="<|im_end|>",
+            pad_token="<|endoftext|>",
+        )
+        fast.chat_template = CHAT
+        fast.save_pretrained(folder)
+        return folder, model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_writer(make_writer_checkpoint: Callable[..., tuple[Path, Any]]) -> Callable[..., Any]:
+    """``make_writer(family, seed=0, **config)``: a tiny writer that was read from a folder."""
+    from edgescribe.converters.read import read_student
+
+    return lambda family, **options: read_student(make_writer_checkpoint(family, **options)[0], "generate")
+
+
+@pytest.fixture(scope="session")
+def logits_of() -> Callable[..., Any]:
+    """``logits_of(student, texts)``: a writer's logits at every token of each text, one row after the other."""
+    import torch
+    from edgescribe.converters.torch_decoder import graph_of
+
+    def answer(student: Any, texts: list[str]) -> Any:
+        graph, rows = graph_of(student).eval(), []
+        for text in texts:
+            ids = torch.tensor([student.tokenizer.encode(text).ids])
+            with torch.no_grad():
+                rows.append(graph.run({"input_ids": ids})["logits"][0])
+        return torch.cat(rows)
+
+    return answer
