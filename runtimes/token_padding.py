@@ -38,6 +38,6 @@ def token_outputs(outputs: tuple[TensorSpec, ...]) -> frozenset[str]:
 
 
 def rounded_tokens(tokens: int, most: int) -> int:
-    """The next of few token counts: in steps of 8 up to 32, of 16 up to 128, of 32 above; not over ``most``."""
-    step = 8 if tokens <= 32 else 16 if tokens <= 128 else 32
-    return max(tokens, min(-(-tokens // step) * step, most))
+    """The next of few token counts: 16, or a multiple of 32; not over ``most``."""
+    rounded = 16 if tokens <= 16 else -(-tokens // 32) * 32
+    return max(tokens, min(rounded, most))
