@@ -4,7 +4,7 @@
   Network", 2015);
 - hidden states with a layer map, through a learned projection where the widths differ, and attention maps (Jiao
   et al., "TinyBERT", 2020); maps are averaged over heads, so that the numbers of heads need not agree;
-- the task's own loss on labels.
+- the task's own loss on labels; a writer's labels are the tokens that follow.
 
 Where the vocabulary was trimmed, the two cut texts differently: each of the student's tokens then learns from the
 teacher's token that it lies in.
@@ -20,6 +20,9 @@ from torch import nn
 
 from .anatomy import Shape, Task
 from .torch_graph import Recording
+
+UNLIKELY = -1e4
+"""The logit of what a teacher has no token for."""
 
 UNLABELLED = -100
 """Label of a text or token that has none."""
@@ -47,10 +50,22 @@ def layer_map(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
 
 
 class Distillation(nn.Module):
-    """The sum of the losses for one student and teacher; its projections are trained along and thrown away."""
+    """The sum of the losses for one student and teacher; its projections are trained along and thrown away.
 
-    def __init__(self, task: Task, student: Shape, teacher: Shape | None, weights: DistillationWeights) -> None:
+    ``teacher_rows``: for a writer with a trimmed vocabulary, the teacher's number of each of its tokens, int64 ``[V]``:
+    the teacher's likelihoods of those alone are what it learns.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        student: Shape,
+        teacher: Shape | None,
+        weights: DistillationWeights,
+        teacher_rows: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.teacher_rows = teacher_rows
         self.task, self.weights = task, weights
         self.map = layer_map(student.layers, teacher.layers) if teacher is not None else ()
         self.projections = nn.ModuleList()
@@ -102,10 +117,13 @@ class Distillation(nn.Module):
                 return (1 - (student * teacher).sum(-1)).mean()
             # Widths differ: the texts of a batch shall be as near to each other as the teacher has them.
             return functional.mse_loss(student @ student.T, teacher @ teacher.T) * student.shape[0]
-        if self.task == "tag":
+        if self.task in ("tag", "generate"):
             kept = mask.bool()
             teacher = teacher if places is None else _at(teacher, places)
             student, teacher = student[kept], teacher[kept]
+        if self.teacher_rows is not None:
+            known = self.teacher_rows >= 0
+            teacher = teacher[:, self.teacher_rows.clamp(min=0)].masked_fill(~known, UNLIKELY)
         heat = self.weights.temperature
         divergence = functional.kl_div(
             functional.log_softmax(student / heat, -1),

@@ -49,26 +49,66 @@ def fake_quantize_rows(weight: torch.Tensor) -> torch.Tensor:
     return rounded
 
 
-class _RoundedBlocks(torch.autograd.Function):
-    """Rounds each block of 32 to int4 with a scale of its own; gradients pass unchanged."""
+SMALLEST_BLOCK_SCALE, LARGEST_BLOCK_SCALE = 2.0**-14, 2.0**15
+
+
+class _ExactScales(torch.autograd.Function):
+    """``exp`` of logarithms, rounded to what bfloat16 and float16 both hold; the rounding's gradient passes through."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        """``x`` ``[…, columns]``; the arithmetic is that of ``quantize_blocks``."""
-        blocks = x.reshape(*x.shape[:-1], -1, BLOCK)
-        scale = (blocks.abs().amax(-1, keepdim=True) / 7.0).clamp(2.0**-14, 2.0**15).bfloat16().to(x.dtype)
-        rounded: torch.Tensor = torch.clamp(torch.round(blocks / scale), -8, 7) * scale
-        return rounded.reshape(x.shape)
+    def forward(ctx: Any, logarithms: torch.Tensor) -> torch.Tensor:
+        """The arithmetic is that of :func:`~edgescribe.converters.quantized_weights.exact_scales`."""
+        scales = logarithms.float().exp().clamp(SMALLEST_BLOCK_SCALE, LARGEST_BLOCK_SCALE).bfloat16().float()
+        ctx.save_for_backward(scales)
+        return scales
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        """Straight through."""
-        return gradient
+        """That of ``exp``."""
+        (scales,) = ctx.saved_tensors
+        passed: torch.Tensor = gradient * scales
+        return passed
 
 
-def fake_quantize_blocks(weight: torch.Tensor) -> torch.Tensor:
-    """``weight`` ``[…, columns]``, columns a multiple of 32, rounded to int4 in blocks; straight-through gradient."""
-    rounded: torch.Tensor = _RoundedBlocks.apply(weight)  # type: ignore[no-untyped-call]
+def exact_scales(logarithms: torch.Tensor) -> torch.Tensor:
+    """Scales as they are exported, float32, from their learned logarithms."""
+    scales: torch.Tensor = _ExactScales.apply(logarithms)  # type: ignore[no-untyped-call]
+    return scales
+
+
+def largest_magnitudes(weight: torch.Tensor) -> torch.Tensor:
+    """The scales ``[out, in / 32]`` at which the largest magnitude of each block of ``weight`` falls on 7."""
+    blocks = weight.reshape(weight.shape[0], -1, BLOCK)
+    return (blocks.abs().amax(-1) / 7.0).clamp(SMALLEST_BLOCK_SCALE, LARGEST_BLOCK_SCALE)
+
+
+class _RoundedBlocks(torch.autograd.Function):
+    """Rounds each block of 32 to int4, with the gradients of Esser et al., "Learned Step Size Quantization" (2020)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """``x`` ``[…, columns]``, ``scales`` ``[…, columns / 32]``."""
+        blocks = x.reshape(*scales.shape, BLOCK)
+        steps = blocks / scales.unsqueeze(-1)
+        rounded = torch.clamp(torch.round(steps), -8, 7)
+        ctx.save_for_backward(steps, rounded)
+        result: torch.Tensor = rounded * scales.unsqueeze(-1)
+        return result.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Straight through inside the grid's range; a scale's is summed over its block and tempered as LSQ has it."""
+        steps, rounded = ctx.saved_tensors
+        inside = (steps >= -8.5) & (steps <= 7.5)
+        blocks = gradient.reshape(steps.shape)
+        by_scale = torch.where(inside, rounded - steps, rounded)
+        temper = (BLOCK * 7.0) ** -0.5
+        return (blocks * inside).reshape(gradient.shape), (blocks * by_scale).sum(-1) * temper
+
+
+def fake_quantize_blocks(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """``weight`` ``[…, columns]`` rounded to int4 in blocks of 32 with ``scales`` ``[…, columns / 32]``."""
+    rounded: torch.Tensor = _RoundedBlocks.apply(weight, scales)  # type: ignore[no-untyped-call]
     return rounded
 
 

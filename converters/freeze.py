@@ -13,11 +13,11 @@ from .quantized_weights import (
     QuantizedTable,
     QuantizedWeights,
     SiteGrids,
-    quantize_blocks,
     quantize_rows,
-    takes_blocks,
+    round_blocks,
 )
 from .student import Student
+from .torch_decoder import TorchDecoder
 from .torch_graph import TorchGraph, as_matrix
 
 
@@ -36,17 +36,20 @@ def freeze(graph: TorchGraph) -> QuantizedWeights:
             matrix = as_matrix(graph.weight(name).detach(), parameter).float().contiguous().numpy().copy()
             bias_name = f"{short}.bias"
             bias = _array(graph, bias_name) if bias_name in graph.layout else None
-            if graph.precision == "w4a8-dynamic" and takes_blocks(matrix.shape[1]):
-                blocks[short] = BlockMatrix(*quantize_blocks(matrix), bias)
+            scales = _block_scales(graph, name)
+            if scales is not None:
+                blocks[short] = BlockMatrix(round_blocks(matrix, scales), scales, bias)
             elif quantized and short not in floats:
                 integers, scales = quantize_rows(matrix)
                 matrices[short] = QuantizedMatrix(integers, scales, bias)
             else:
                 matrices[short] = FloatMatrix(matrix, bias)
-        elif parameter.kind == "table" and graph.precision == "w4a8-dynamic" and takes_blocks(values.shape[1]):
-            blocks[short] = BlockMatrix(*quantize_blocks(values))
         elif parameter.kind == "table":
-            tables[short] = QuantizedTable(*quantize_rows(values)) if quantized else values
+            scales = _block_scales(graph, name)
+            if scales is not None:
+                blocks[short] = BlockMatrix(round_blocks(values, scales), scales)
+            else:
+                tables[short] = QuantizedTable(*quantize_rows(values)) if quantized else values
         elif parameter.kind != "bias":
             vectors[name] = values
     return QuantizedWeights(graph.precision, matrices, tables, vectors, _sites(graph), graph.student.config, blocks)
@@ -59,6 +62,15 @@ def freeze_float(student: Student) -> QuantizedWeights:
 
 def _array(graph: TorchGraph, name: str) -> NDArray[np.float32]:
     array: NDArray[np.float32] = graph.weight(name).detach().float().numpy().copy()
+    return array
+
+
+def _block_scales(graph: TorchGraph, name: str) -> NDArray[np.float32] | None:
+    """The int4 scales ``[out, in / 32]`` of a matrix or table; None where it is not on that grid."""
+    scales = graph.block_scales(name) if isinstance(graph, TorchDecoder) else None
+    if scales is None:
+        return None
+    array: NDArray[np.float32] = scales.detach().float().numpy().copy()
     return array
 
 

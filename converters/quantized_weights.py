@@ -141,12 +141,18 @@ def exact_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
     return rounded.view(np.float32)
 
 
+def round_blocks(weight: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Integers int8 ``[rows, columns / 32, 32]`` of a float32 ``[rows, columns]`` on the int4 grid of ``scales``."""
+    blocks = weight.reshape(*scales.shape, BLOCK)
+    integers: NDArray[np.int8] = np.clip(np.rint(blocks / scales[:, :, None]), -8, 7).astype(np.int8)
+    return integers
+
+
 def quantize_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Integers and scales of a float32 ``[rows, columns]`` on the int4 grid of its blocks' largest magnitudes."""
     blocks = weight.reshape(weight.shape[0], -1, BLOCK)
     scales = exact_scales((np.abs(blocks).max(axis=-1) / np.float32(7)).astype(np.float32))
-    integers = np.clip(np.rint(blocks / scales[:, :, None]), -8, 7).astype(np.int8)
-    return integers, scales
+    return round_blocks(weight, scales), scales
 
 
 def bias_integers(matrix: QuantizedMatrix, input_grid: Grid) -> NDArray[np.int32]:

@@ -6,15 +6,19 @@ tested against. Padding stands behind a text's tokens, where causal attention ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as functional
+from torch import nn
 
 from .decoder_graph import Attention, Norm, Rotary
-from .fake_quantize import fake_quantize_blocks
+from .fake_quantize import exact_scales, fake_quantize_blocks, largest_magnitudes
 from .graph import ActivationKind
 from .quantized_weights import takes_blocks
 from .student import Student
-from .torch_graph import ACTIVATIONS, TorchGraph
+from .torch_graph import ACTIVATIONS, TorchGraph, as_matrix
 
 
 def graph_of(student: Student, precision: str = "fp32", dropout: float = 0.0) -> TorchGraph:
@@ -32,12 +36,71 @@ class TorchDecoder(TorchGraph):
 
     precisions = ("fp32", "w8a8-dynamic", "w4a8-dynamic")
 
-    def _on_grid(self, weight: torch.Tensor) -> torch.Tensor:
-        if self.precision == "w4a8-dynamic" and takes_blocks(weight.shape[-1]):
-            return fake_quantize_blocks(weight)
+    def __init__(self, student: Student, precision: str = "fp32", dropout: float = 0.0) -> None:
+        self._observed: dict[str, torch.Tensor] | None = None
+        super().__init__(student, precision, dropout)
+        self.log_scales = nn.ParameterDict()
+        if precision == "w4a8-dynamic":
+            for name, parameter in self.layout.items():
+                if parameter.kind in ("matrix", "table"):
+                    weight = as_matrix(self.weight(name).detach(), parameter)
+                    if takes_blocks(weight.shape[1]):
+                        self.log_scales[self._key(name)] = nn.Parameter(largest_magnitudes(weight).log())
+
+    # The int4 grid. Scales are learned along with the weights, as logarithms, so that they stay positive.
+    def block_scales(self, name: str) -> torch.Tensor | None:
+        """The scales ``[out, in / 32]`` of a matrix or table by its path, exact as exported; None: not on that grid."""
+        full = name if name in self.layout else f"{name}.weight"
+        key = self._key(full)
+        # An attribute of a part that __init__ has not made yet, while the sites are being found.
+        scales = self._modules.get("log_scales")
+        return exact_scales(scales[key]) if isinstance(scales, nn.ParameterDict) and key in scales else None
+
+    def set_block_scales(self, name: str, scales: torch.Tensor) -> None:
+        """Put other scales ``[out, in / 32]``, positive, in place of a matrix's or table's."""
+        full = name if name in self.layout else f"{name}.weight"
+        with torch.no_grad():
+            self.log_scales[self._key(full)].copy_(scales.log())
+
+    def _on_grid(self, weight: torch.Tensor, names: tuple[str, ...] = ()) -> torch.Tensor:
+        scales = [self.block_scales(name) for name in names]
+        present = [each for each in scales if each is not None]
+        if present and len(present) == len(names):
+            return fake_quantize_blocks(weight, torch.cat(present) if len(present) > 1 else present[0])
         return super()._on_grid(weight)
 
+    @contextmanager
+    def observing(self) -> Iterator[dict[str, torch.Tensor]]:
+        """While it lasts, sums by matrix, over tokens, of the squares of what enters it: float32 ``[in]``."""
+        self._observed = {}
+        try:
+            yield self._observed
+        finally:
+            self._observed = None
+
+    def _look_at(self, names: tuple[str, ...], x: torch.Tensor) -> None:
+        if self._observed is not None:
+            energy = x.detach().float().square().reshape(-1, x.shape[-1]).sum(0)
+            for name in names:
+                self._observed[name] = self._observed.get(name, torch.zeros(())) + energy
+
     # Embeddings
+    def embedding(self, ids: torch.Tensor, table: str) -> torch.Tensor:
+        """See DecoderBuilder."""
+        scales = self.block_scales(table) if self.precision == "w4a8-dynamic" else None
+        if scales is None:
+            return super().embedding(ids, table)
+        rows = functional.embedding(ids, self.weight(f"{table}.weight"))
+        return fake_quantize_blocks(rows, functional.embedding(ids, scales))
+
+    def position_embedding(self, table: str, start: int = 0) -> torch.Tensor:
+        """See DecoderBuilder."""
+        scales = self.block_scales(table) if self.precision == "w4a8-dynamic" else None
+        if scales is None:
+            return super().position_embedding(table, start)
+        kept = slice(start, start + self._feeds["input_ids"].shape[1])
+        return fake_quantize_blocks(self.weight(f"{table}.weight")[kept], scales[kept])[None]
+
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         """See DecoderBuilder."""
         return x * factor

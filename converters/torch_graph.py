@@ -200,8 +200,8 @@ class TorchGraph(nn.Module):
     def _rows(self, rows: torch.Tensor) -> torch.Tensor:
         return rows if self.precision == "fp32" else self._on_grid(rows)
 
-    def _on_grid(self, weight: torch.Tensor) -> torch.Tensor:
-        """A matrix or rows of a table rounded to the grid of the precision."""
+    def _on_grid(self, weight: torch.Tensor, names: tuple[str, ...] = ()) -> torch.Tensor:
+        """A matrix (those of ``names``, one below the other) or rows of a table, rounded to the precision's grid."""
         return fake_quantize_rows(weight)
 
     def embedding(self, ids: torch.Tensor, table: str) -> torch.Tensor:
@@ -257,18 +257,22 @@ class TorchGraph(nn.Module):
         if self.precision == "fp32":
             y = functional.linear(x, matrix, bias)
             return y if activation is None else ACTIVATIONS[activation](y)
+        self._look_at(names, x)
         key = self._key(site)
         if self._creating and key not in self.inputs:
             static = self.precision == "w8a8-static"
             self.inputs[key] = StaticQuantizer() if static else DynamicQuantizer()
             if static:
                 self.outputs[key] = StaticQuantizer(rectified=activation == "relu")
-        y = functional.linear(self.inputs[key](x), self._on_grid(matrix), bias)
+        y = functional.linear(self.inputs[key](x), self._on_grid(matrix, names), bias)
         if activation == "relu":
             y = functional.relu(y)
         if key in self.outputs:
             y = self.outputs[key](y)
         return y if activation in (None, "relu") else ACTIVATIONS[activation](y)
+
+    def _look_at(self, names: tuple[str, ...], x: torch.Tensor) -> None:
+        """Told what enters the product of ``names`` before it is rounded; for those who calibrate by it."""
 
     def layer_norm(
         self, x: torch.Tensor, norm: str, eps: float, residual: torch.Tensor | None = None

@@ -33,6 +33,7 @@ from .fake_quantize import StaticQuantizer
 from .output_errors import output_errors
 from .torch_graph import Recording, TorchGraph
 from .training_data import Batch, Example, batch_orders, collate
+from .writing_data import teacher_rows
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,13 @@ def train(
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     set_seed(settings.seed)
     graph.dropout = settings.dropout
+    is_writer = graph.student.task == "generate"
     losses = Distillation(
-        graph.student.task, graph.shape, teacher.shape if teacher is not None else None, settings.losses
+        graph.student.task,
+        graph.shape,
+        teacher.shape if teacher is not None else None,
+        settings.losses,
+        teacher_rows(graph.student, teacher.student) if teacher is not None and is_writer else None,
     )
     shares = accelerator.num_processes
     lengths = [len(each.ids) for each in examples]
