@@ -207,6 +207,20 @@ def test_tables_are_never_unfolded(tmp_path: Path) -> None:
     assert sizes[0] < 2 * student.parameter_count()
 
 
+def test_the_xml_holds_no_more_than_reading_needs(tmp_path: Path) -> None:
+    student = student_of("bert", "classify")
+    path, whole = tmp_path / "model.xml", tmp_path / "whole.xml"
+    export(student, freeze(trained(student, "w8a8-static")), path)
+    read = ov.Core().read_model(path)
+    ov.save_model(read, whole, compress_to_fp16=False)
+    lines = [line.strip() for line in whole.read_text(encoding="utf-8").splitlines()]
+    assert path.stat().st_size < 0.8 * len("".join(lines))
+    again = ov.Core().read_model(whole)
+    for one, other in zip(read.get_ordered_ops(), again.get_ordered_ops(), strict=True):
+        shapes = [[str(port.get_partial_shape()) for port in node.outputs()] for node in (one, other)]
+        assert shapes[0] == shapes[1], one.get_friendly_name()
+
+
 def test_equal_students_give_equal_files(tmp_path: Path) -> None:
     student = student_of("bert", "embed")
     weights = freeze(trained(student, "w8a8-static"))
