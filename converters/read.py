@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from ..errors import StudentError
 from .anatomy import Anatomy, Parameter, Shape, Task, anatomy_of
 from .generation_defaults import check_generation, read_generation
+from .gguf_files import SUFFIX, gguf_in, read_gguf
 from .json_files import read_object
 from .stored_student import StoredStudent
 from .student import Student
@@ -37,7 +38,8 @@ def read_student(
     """Read a student for a task.
 
     Args:
-        source: a checkpoint folder, or a hub id (``owner/name``) where no such folder exists.
+        source: a checkpoint folder, a GGUF file or a folder that holds one, or a hub id (``owner/name``) where no
+            such folder exists.
         labels: class or tag names. The checkpoint's own in another order: the head is put in that order; others than
             the checkpoint's: the head's last layer is made anew.
         allow_pickle: also take ``pytorch_model.bin``; off, since unpickling runs code from the file.
@@ -56,8 +58,10 @@ def read_student(
 def _read(
     folder: Path, source: str, task: Task, labels: Sequence[str] | None, allow_pickle: bool, seed: int
 ) -> Student:
-    path = folder / "config.json"
-    config = _config(path)
+    packed = gguf_in(folder)
+    path = packed or folder / "config.json"
+    stored = read_gguf(packed) if packed is not None else None
+    config = stored.config if stored is not None else _config(path)
     anatomy = anatomy_of(config["model_type"])
     if task not in anatomy.architectures:
         raise StudentError(f"{source}: the family {anatomy.model_type} does not serve the task {task!r}")
@@ -71,7 +75,8 @@ def _read(
         names = tuple(present if labels is None else labels)
         _check_labels(path, config, names)
         _set_labels(config, present)
-    stored = _stored(folder, config, allow_pickle)
+    if stored is None:
+        stored = _stored(folder, config, allow_pickle)
     shape = _shape(path, anatomy, config)
     given = _prefixed(anatomy, task, stored.state)
     if task not in UNLABELLED_TASKS:
@@ -82,7 +87,7 @@ def _read(
     _check_tokenizer(folder, stored.tokenizer, shape)
     if task == "generate":
         check_generation(path, config, shape.vocabulary)
-        check_generation(folder / "generation_config.json", stored.generation, shape.vocabulary)
+        check_generation(packed or folder / "generation_config.json", stored.generation, shape.vocabulary)
     longest = shape.positions - shape.position_offset
     limit = _number(stored.tokenizer_config, "model_max_length", longest)
     student = Student(
@@ -123,10 +128,12 @@ def _stored(folder: Path, config: dict[str, Any], allow_pickle: bool) -> StoredS
 # Where it comes from
 def _folder(source: str | Path) -> Path:
     folder = Path(source)
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and folder.suffix == SUFFIX):
         return folder
     if folder.exists():
-        raise StudentError(f"{source} is a file; give the checkpoint's folder (with config.json and {WEIGHTS})")
+        raise StudentError(
+            f"{source} is a file; give the checkpoint's folder (with config.json and {WEIGHTS}), or a {SUFFIX} file"
+        )
     text = str(source)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise StudentError(f"there is no folder {source}; give a checkpoint folder, or a hub id such as owner/name")

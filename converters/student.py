@@ -104,6 +104,10 @@ class Student:
             (folder / generation_defaults.FILE).write_text(text, encoding="utf-8")
         if self.chat_template is not None:
             (folder / tokenizer_files.CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8", newline="")
-        if self.tokenizer_config:
-            text = json.dumps(self.tokenizer_config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        tokenizer_config = dict(self.tokenizer_config)
+        if self.task == "generate":
+            # Other classes build a tokenizer of their own out of the vocabulary, whatever tokenizer.json says.
+            tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if tokenizer_config:
+            text = json.dumps(tokenizer_config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
             (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

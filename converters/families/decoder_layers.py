@@ -6,7 +6,7 @@ Touvron et al., "Llama 2" (2023). Other families differ by a :class:`DecoderStyl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,23 @@ def _llama3(frequency: float, scaling: Mapping[str, Any]) -> float:
         return frequency / factor
     blend = (old / wavelength - low) / (high - low)
     return (1 - blend) * frequency / factor + blend * frequency
+
+
+LLAMA3_SCALING = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def llama3_scaling(divisors: Sequence[float], base: float, width: int) -> dict[str, Any] | None:
+    """``rope_parameters`` of Llama 3's scaling that divides the frequencies by ``divisors`` ``[D / 2]``; None if no
+    such scaling of a published model does (the parameters are those of Llama 3.1 to 3.3 but for the factor)."""
+    given = {"rope_theta": base, "factor": float(max(divisors)), "original_max_position_embeddings": 8192}
+    scaling = {**LLAMA3_SCALING, **given}
+    plain = rotary_of({"rope_theta": base}, width).frequencies
+    scaled = rotary_of({"rope_parameters": scaling}, width).frequencies
+    expected = [each / other for each, other in zip(plain, scaled, strict=True)]
+    near = len(expected) == len(divisors) and all(
+        math.isclose(each, other, rel_tol=1e-3) for each, other in zip(expected, divisors, strict=True)
+    )
+    return scaling if near else None
 
 
 def decoder_parameters(style: DecoderStyle = LLAMA, attention_bias: tuple[str, ...] = ()) -> tuple[Parameter, ...]:
