@@ -14,12 +14,15 @@ _STDERR = 2
 
 
 @contextlib.contextmanager
-def without_info_lines() -> Iterator[None]:
+def without_info_lines(*others: str) -> Iterator[None]:
     """Drop lines that start with ``INFO:`` from what native code writes to standard error meanwhile.
+
+    ``others``: starts of further lines to drop.
 
     All other lines, of this thread and others, are written when the context ends, in their order. Without a
     standard error, or a place for a temporary file, nothing is held back.
     """
+    starts = (b"INFO:", *(other.encode() for other in others))
     with _LOCK, contextlib.ExitStack() as stack:
         try:
             held = stack.enter_context(_nameless_file())
@@ -37,7 +40,7 @@ def without_info_lines() -> Iterator[None]:
             os.close(real)
             held.seek(0)
             for line in held:
-                if not line.startswith(b"INFO:"):
+                if not line.startswith(starts):
                     os.write(_STDERR, line)
 
 

@@ -7,9 +7,7 @@ all of them. The program of one bucket is :class:`~edgescribe.converters.export.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,11 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from ...errors import BundleError, UsageError
-from ...runtimes.tflite_file import check_tflite
 from ..anatomy import Anatomy, Shape, Task
 from ..quantized_weights import Grid, QuantizedWeights, SiteGrids
-from .litert_flatbuffer import DTYPES, FlatbufferFile, write_atomically
+from .litert_flatbuffer import FlatbufferFile, write_atomically
 from .litert_graph import LiteRtGraph
+from .litert_reading import agree, operator_code, read_model, telling_of_damage, tensor_data
 
 BUCKETS = (32, 64, 128, 256)
 """Numbers of tokens for which a file holds a signature unless others are asked for."""
@@ -114,8 +112,8 @@ def read_back(path: Path) -> LiteRtContents:
     Raises:
         BundleError: the file is not a readable .tflite, or its signatures hold different numbers.
     """
-    model = _read(path)
-    with _telling_of_damage(path):
+    model = read_model(path)
+    with telling_of_damage(path):
         return _contents(path, model)
 
 
@@ -124,20 +122,20 @@ def _contents(path: Path, model: Any) -> LiteRtContents:
     for graph in model.subgraphs:
         named = {tensor.name.decode(): tensor for tensor in graph.tensors}
         for operator in graph.operators:
-            code = _code(model, operator)
+            code = operator_code(model, operator)
             tensors = [graph.tensors[index] for index in (*operator.inputs, *operator.outputs)]
             name = tensors[1 if code == schema.BuiltinOperator.FULLY_CONNECTED else 0].name.decode()
             if code == schema.BuiltinOperator.FULLY_CONNECTED and tensors[1].type == schema.TensorType.INT8:
                 scales = np.asarray(tensors[1].quantization.scale, np.float32)
-                _agree(path, contents.matrices, name, (_data(model, tensors[1]), scales))
+                agree(path, contents.matrices, name, (tensor_data(model, tensors[1]), scales))
                 if tensors[0].type == schema.TensorType.INT8:
                     site = _site(tensors[-1].name.decode())
                     grids = SiteGrids(_grid(tensors[0]), _grid(tensors[-1]))
                     if contents.sites.setdefault(site, grids) != grids:
                         raise BundleError(f"{path} has two activation grids for {site!r}: export it anew")
             elif f"{name}/scales" in named and tensors[0].type == schema.TensorType.INT8:
-                scales = _data(model, named[f"{name}/scales"]).reshape(-1)
-                _agree(path, contents.tables, name, (_data(model, tensors[0]), scales))
+                scales = tensor_data(model, named[f"{name}/scales"]).reshape(-1)
+                agree(path, contents.tables, name, (tensor_data(model, tensors[0]), scales))
     return contents
 
 
@@ -149,7 +147,7 @@ def kernel_report(path: Path) -> list[LinearKernel]:
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    model = _read(path)
+    model = read_model(path)
     report = []
     for signature in model.signatureDefs:
         interpreter = Interpreter(model_content=_with_first(path, signature.subgraphIndex), num_threads=1)
@@ -180,7 +178,7 @@ def undelegated_operators(path: Path) -> dict[str, list[str]]:
     from ai_edge_litert.interpreter import Interpreter
 
     found = {}
-    for signature in _read(path).signatureDefs:
+    for signature in read_model(path).signatureDefs:
         interpreter = Interpreter(model_content=_with_first(path, signature.subgraphIndex), num_threads=1)
         interpreter.allocate_tensors()
         found[signature.signatureKey.decode()] = _run_by_the_engine(interpreter._get_ops_details())
@@ -204,26 +202,9 @@ def _run_by_the_engine(nodes: list[dict[str, Any]]) -> list[str]:
     return kept[::-1]
 
 
-@contextmanager
-def _telling_of_damage(path: Path) -> Iterator[None]:
-    """What the generated reader runs into where a file is damaged becomes a BundleError."""
-    try:
-        yield
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, struct.error) as error:
-        raise BundleError(f"{path} is a damaged .tflite ({error}): export it anew") from error
-
-
-def _read(path: Path) -> Any:
-    with _telling_of_damage(path):
-        check_tflite(path)
-        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
-
-
 def _with_first(path: Path, subgraph: int) -> bytes:
     """The file with one subgraph moved to the front, since the engine tells of the nodes of the first alone."""
-    model = _read(path)
+    model = read_model(path)
     model.subgraphs[0], model.subgraphs[subgraph] = model.subgraphs[subgraph], model.subgraphs[0]
     places = {0: subgraph, subgraph: 0}
     for signature in model.signatureDefs:
@@ -233,17 +214,6 @@ def _with_first(path: Path, subgraph: int) -> bytes:
     return bytes(builder.Output())
 
 
-def _code(model: Any, operator: Any) -> int:
-    entry = model.operatorCodes[operator.opcodeIndex]
-    return max(int(entry.builtinCode), int(entry.deprecatedBuiltinCode))
-
-
-def _data(model: Any, tensor: Any) -> NDArray[Any]:
-    data = model.buffers[tensor.buffer].data
-    flat = np.zeros(0, np.uint8) if data is None else np.asarray(data, np.uint8)
-    return flat.view(DTYPES[tensor.type]).reshape(tensor.shape)
-
-
 def _grid(tensor: Any) -> Grid:
     return Grid(float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0]))
 
@@ -251,15 +221,3 @@ def _grid(tensor: Any) -> Grid:
 def _site(name: str) -> str:
     """The site of a tensor named ``<site>/output``, or ``<site>/output#2`` for a later call."""
     return name.rpartition("/output")[0]
-
-
-def _agree(
-    path: Path,
-    held: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]],
-    name: str,
-    found: tuple[NDArray[np.int8], NDArray[np.float32]],
-) -> None:
-    """Put in what was found, or see that it equals what another signature held."""
-    before = held.setdefault(name, found)
-    if not (np.array_equal(before[0], found[0]) and np.array_equal(before[1], found[1])):
-        raise BundleError(f"{path} holds different numbers for {name!r} in different signatures: export it anew")

@@ -29,9 +29,11 @@ _TENSOR_TYPES = {
     "float32": schema.TensorType.FLOAT32,
     "int32": schema.TensorType.INT32,
     "int8": schema.TensorType.INT8,
+    "float16": schema.TensorType.FLOAT16,
+    "int4": schema.TensorType.INT4,
 }
 DTYPES = {code: name for name, code in _TENSOR_TYPES.items()}
-"""numpy's name of a dtype by the schema's code, for the dtypes that are written here."""
+"""numpy's name of a dtype by the schema's code, for the dtypes that are written here (numpy itself has no int4)."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,28 @@ class Subgraph:
         key = (name, buffer, array.shape, array.dtype.name, quantization)
         if key not in self._constants:
             self._constants[key] = self.tensor(name, array.shape, array.dtype.name, quantization, buffer)
+        return self._constants[key]
+
+    def blocks(self, name: str, integers: NDArray[np.int8], scales: NDArray[np.float32]) -> int:
+        """A constant int4 tensor ``[rows, columns]`` in blocks along its rows.
+
+        ``integers`` int8 ``[rows, blocks, width of a block]`` within [-8, 7], ``scales`` ``[rows, blocks]``, exact in
+        float16. Two integers share a byte, the first in its lower half. Asked for again it is the same tensor.
+        """
+        rows, _, width = integers.shape
+        nibbles = integers.reshape(rows, -1).view(np.uint8) & np.uint8(15)
+        buffer = self._file.buffer(nibbles[:, 0::2] | (nibbles[:, 1::2] << np.uint8(4)))
+        key = (name, buffer)
+        if key not in self._constants:
+            grid = schema.QuantizationParametersT()
+            grid.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+            grid.details = schema.BlockwiseQuantizationT()
+            grid.details.scales = self.constant(f"{name}/scales", scales.astype(np.float16))
+            grid.details.zeroPoints = -1
+            grid.details.blockSize = width
+            tensor = self.tensor(name, (rows, integers.shape[1] * width), "int4", buffer=buffer)
+            self._graph.tensors[tensor].quantization = grid
+            self._constants[key] = tensor
         return self._constants[key]
 
     def shape(self, tensor: int) -> tuple[int, ...]:

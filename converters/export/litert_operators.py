@@ -47,6 +47,13 @@ class Operators:
         """``a + b`` with broadcasting."""
         return self._binary("ADD", "AddOptions", a, b)
 
+    def shifted(self, indices: int, offset: int) -> int:
+        """The sum of int32 tensors, with broadcasting."""
+        shape = np.broadcast_shapes(self.shape(indices), self.shape(offset))
+        result = self.graph.tensor("add", shape, "int32")
+        self.graph.operator("ADD", [indices, offset], [result], options_type="AddOptions")
+        return result
+
     def subtract(self, a: int, b: int) -> int:
         """``a - b`` with broadcasting."""
         return self._binary("SUB", "SubOptions", a, b)
@@ -109,12 +116,17 @@ class Operators:
         self.graph.operator(operator, inputs, [result], version, **options)
         return result
 
-    def reshape(self, x: int, shape: Sequence[int]) -> int:
-        """``x`` with other axes, row by row; ``x`` itself where it has that shape."""
+    def reshape(self, x: int, shape: Sequence[int], free: int | None = None) -> int:
+        """``x`` with other axes, row by row; ``x`` itself where it has that shape.
+
+        ``free``: the axis whose size the engine is to work out, where the caller may resize inputs.
+        """
         if tuple(shape) == self.shape(x):
             return x
-        new = np.asarray(shape, np.int32)
-        return self._moved("RESHAPE", [x, self._integers(*shape)], shape, options_type="ReshapeOptions", newShape=new)
+        written = [-1 if axis == free else size for axis, size in enumerate(shape)]
+        new = np.asarray(written, np.int32)
+        inputs = [x, self._integers(*written)]
+        return self._moved("RESHAPE", inputs, shape, options_type="ReshapeOptions", newShape=new)
 
     def transpose(self, x: int, order: Sequence[int]) -> int:
         """``x`` with its axes in another order."""
@@ -132,6 +144,34 @@ class Operators:
         """Rows of ``table`` ``[V, …]`` at int32 ``indices``: ``[*indices, …]``, of the table's dtype and grid."""
         shape = (*self.shape(indices), *self.shape(table)[1:])
         return self._moved("GATHER", [table, indices], shape, options_type="GatherOptions", axis=0)
+
+    def looked_up(self, table: int, indices: int) -> int:
+        """Rows of ``table`` ``[V, W]``, quantised or not, at int32 ``indices`` ``[n]``: float32 ``[n, W]``."""
+        shape = (*self.shape(indices), self.shape(table)[1])
+        result = self.graph.tensor("embedding_lookup", shape, "float32")
+        version = {"int8": 3, "int4": 4}.get(self.graph.dtype(table), 1)
+        self.graph.operator("EMBEDDING_LOOKUP", [indices, table], [result], version)
+        return result
+
+    def joined(self, parts: Sequence[int], axis: int) -> int:
+        """Float32 tensors one behind the other along ``axis``."""
+        shape = list(self.shape(parts[0]))
+        shape[axis] = sum(self.shape(part)[axis] for part in parts)
+        none = schema.ActivationFunctionType.NONE
+        return self._moved(
+            "CONCATENATION", parts, shape, options_type="ConcatenationOptions", axis=axis, fusedActivationFunction=none
+        )
+
+    def updated(self, whole: int, part: int, start: int) -> int:
+        """Float32 ``whole`` with ``part`` written over what begins at int32 ``start`` (one number for each axis).
+
+        The engine works in place where the result is bound to the memory of ``whole``. A part that would reach
+        beyond the end is moved back.
+        """
+        return self._moved(
+            "DYNAMIC_UPDATE_SLICE", [whole, part, start], self.shape(whole),
+            options_type="DynamicUpdateSliceOptions",
+        )  # fmt: skip
 
     # Reducing and multiplying
     def mean(self, x: int) -> int:
@@ -161,11 +201,12 @@ class Operators:
     ) -> int:
         """``x @ weightᵀ + bias``: int8 on ``grid`` where one is given (then ``x`` is int8 as well), else float32.
 
-        Float32 ``x`` with int8 weights makes the engine round each row of ``x`` to int8 while running.
+        Float32 ``x`` with int8 or int4 weights makes the engine round each row of ``x`` to int8 while running.
+        ``bias`` -1: none.
         """
         shape = (*self.shape(x)[:-1], self.shape(weight)[0])
         result = self.graph.tensor(name, shape, "float32" if grid is None else "int8", grid)
-        dynamic = grid is None and self.graph.dtype(weight) == "int8"
+        dynamic = grid is None and self.graph.dtype(weight) in ("int8", "int4")
         activation = schema.ActivationFunctionType.RELU if relu else schema.ActivationFunctionType.NONE
         self.graph.operator(
             "FULLY_CONNECTED",
