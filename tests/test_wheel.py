@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -73,3 +74,25 @@ def test_device_side_works_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path))
     assert "raspberry-pi-5" in done.stdout
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_nothing_has_to_be_compiled_for_a_device(wheel: Path, tmp_path: Path, python: str, machine: str) -> None:
+    """For every Python and machine that the README names, all that pip would install are wheels."""
+    # glibc up to Debian bookworm's, 2.36.
+    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in range(17, 37)]
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--only-binary=:all:",
+            "--report", str(report), "--target", str(tmp_path / "site"), "--implementation=cp",
+            f"--python-version={python}", *platforms, f"--platform=manylinux2014_{machine}",
+            f"edgescribe[onnxruntime,openvino,litert] @ {wheel.as_uri()}",
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = {each["metadata"]["name"] for each in json.loads(report.read_text())["install"]}
+    assert {"numpy", "tokenizers", "msgspec", "click", "onnxruntime", "openvino", "ai-edge-litert"} <= names
+    assert not {"torch", "transformers", "onnx"} & names

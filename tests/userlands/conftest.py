@@ -1,22 +1,28 @@
-"""The device side from the built wheel, a bundle made here, and a userland for each Raspberry Pi."""
+"""The device side from the built wheel, a bundle made here, and Debian userlands to run it in."""
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package; these two modules are not tests
 
 from boards import BOARDS  # noqa: E402
-from userland import Userland  # noqa: E402
+from userland import BOOKWORM, TRIXIE, Release, Userland  # noqa: E402
+
+Finished = subprocess.CompletedProcess[str]
 
 TOPICS = ROOT / "samples/debian_topics"
 MAX_TOKENS = 128
@@ -39,15 +45,29 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="session")
-def userland(wheel: Path) -> Userland:
+def make_userland(release: Release, architecture: str, wheel: Path) -> Userland:
     """In the checkout's folder ``.arm``, so that the next run finds what was downloaded."""
-    made = Userland(ROOT / ".arm")
+    made = Userland(ROOT / ".arm" / f"{release.suite}-{architecture}", release, architecture)
     made.prepare()
     made.install(wheel)
-    for board in BOARDS:
-        made.add_board(board)
     return made
+
+
+@pytest.fixture(scope="session")
+def userlands(wheel: Path) -> dict[str, Userland]:
+    """The arm64 userlands by suite, with every board."""
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda release: make_userland(release, "arm64", wheel), (BOOKWORM, TRIXIE)))
+    for userland in made:
+        for board in BOARDS:
+            userland.add_board(board)
+    return {userland.release.suite: userland for userland in made}
+
+
+@pytest.fixture(scope="session")
+def native_userland(wheel: Path) -> Userland:
+    """The newest release for x86-64."""
+    return make_userland(TRIXIE, "amd64", wheel)
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +105,40 @@ def bundle(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         seed=0, data_sha256={}, max_tokens=MAX_TOKENS,
     )  # fmt: skip
     return made.folder
+
+
+@pytest.fixture(scope="session")
+def arguments(bundle: Path, texts_file: Path) -> Callable[[str, str], list[str]]:
+    """``arguments(runtime, precision)``: for a Python that is to classify the texts by the bundle."""
+
+    def make(runtime: str, precision: str) -> list[str]:
+        return [
+            "-m", "edgescribe", "run", str(bundle), "--input", str(texts_file), "--top-k", "20", "--json",
+            "--batch-size", "4", "--threads", "2", "--runtime", runtime, "--precision", precision,
+        ]  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def here(arguments: Callable[[str, str], list[str]]) -> Callable[[str, str], Finished]:
+    """The same program in this environment."""
+
+    @functools.cache
+    def compute(runtime: str, precision: str) -> Finished:
+        command = [sys.executable, *arguments(runtime, precision)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def probabilities() -> Callable[[Finished], np.ndarray]:
+    """``probabilities(done)``: float64 ``[texts, labels]``, the labels in the order of their names."""
+
+    def read(done: Finished) -> np.ndarray:
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        return np.array([[score for _, score in sorted(row["scores"].items())] for row in rows])
+
+    return read

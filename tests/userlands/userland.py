@@ -1,7 +1,7 @@
-"""An arm64 userland of Raspberry Pi OS's base (Debian bookworm) in a folder, run under QEMU's user emulation.
+"""A Debian userland in a folder: for arm64 (Raspberry Pi OS's base) under QEMU's user emulation, for amd64 as it is.
 
 Nothing is installed and no right of root is needed: packages are resolved by an apt of its own, downloaded and
-unpacked; Python packages are wheels for aarch64 that the host's pip picks and unpacks at the host's speed.
+unpacked; Python packages are wheels for the userland that the host's pip picks and unpacks at the host's speed.
 QEMU's system calls go to the host's kernel, so times and memory figures under it mean nothing.
 """
 
@@ -15,32 +15,50 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from boards import Board, write_board
 
-SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-PYTHON = "3.11"
-DEBIAN_PACKAGES = ("python3-minimal", f"libpython{PYTHON}-stdlib", "libstdc++6", "libgomp1")
 WHEELS = ("numpy", "tokenizers", "msgspec", "click", "onnxruntime", "ai-edge-litert", "openvino")
-GLIBC = 36  # the minor version of bookworm's glibc, 2.36: wheels for older ones run there
 QEMU = "qemu-aarch64-static"
+MACHINES = {"arm64": "aarch64", "amd64": "x86_64"}
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of Debian: its Python, and the minor version of its glibc (wheels for older ones run there)."""
+
+    suite: str
+    python: str
+    glibc: int
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return ("python3-minimal", f"libpython{self.python}-stdlib", "libstdc++6", "libgomp1")
+
+
+BOOKWORM = Release("bookworm", "3.11", 36)
+TRIXIE = Release("trixie", "3.13", 41)
 
 
 class Userland:
-    """The userland in ``folder``; :meth:`prepare` makes it, or takes up what an earlier run made."""
+    """A release's userland in ``folder``; :meth:`prepare` makes it, or takes up what an earlier run made."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, release: Release, architecture: str = "arm64") -> None:
+        self.folder, self.release, self.architecture = folder, release, architecture
+        self.machine = MACHINES[architecture]
         self.root = folder / "root"
         self.wheels = folder / "wheels"
         self.package = folder / "package"
 
     def prepare(self) -> None:
-        """Download and unpack QEMU, the Debian packages and the wheels, unless the same ones are there."""
+        """Download and unpack the Debian packages, the wheels and QEMU, unless the same ones are there."""
         stamp = self.folder / "made_of.json"
-        wanted = json.dumps([SUITE, *DEBIAN_PACKAGES, *self._versions(), _own_hash()])
+        wanted = json.dumps(
+            [self.release.suite, self.architecture, *self.release.packages, *self._versions(), _own_hash()]
+        )
         if stamp.exists() and stamp.read_text() == wanted:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -65,16 +83,27 @@ class Userland:
         return top
 
     def python(self, board: Board, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Run the userland's Python as on ``board``, whose root :meth:`add_board` made."""
+        """Run the arm64 userland's Python as on ``board``, whose root :meth:`add_board` made."""
         top = self.folder / board.emulated
+        return self._run_python([str(self._qemu()), "-L", str(top)], {"QEMU_CPU": board.emulated}, arguments)
+
+    def native_python(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run the userland's Python on this machine, by the userland's own loader and libraries."""
+        libraries = self.root / f"usr/lib/{self.machine}-linux-gnu"
+        (loader,) = libraries.glob("ld-linux-*.so.*")
+        home = {"PYTHONHOME": str(self.root / "usr")}
+        return self._run_python([str(loader), "--library-path", str(libraries)], home, arguments)
+
+    def _run_python(
+        self, start: list[str], more: dict[str, str], arguments: Sequence[str]
+    ) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": os.environ.get("PATH", ""),
-            "QEMU_CPU": board.emulated,
             "PYTHONPATH": f"{self.package}:{self.wheels}",
             "PYTHONDONTWRITEBYTECODE": "1",
             "LC_ALL": "C.UTF-8",
-        }
-        command = [str(self._qemu()), "-L", str(top), str(self.root / f"usr/bin/python{PYTHON}"), *arguments]
+        } | more
+        command = [*start, str(self.root / f"usr/bin/python{self.release.python}"), *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
     @staticmethod
@@ -93,36 +122,36 @@ class Userland:
         for name in ("state/lists/partial", "cache/archives/partial"):
             (apt / name).mkdir(parents=True)
         (apt / "status").touch()
-        (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {_debian_archive()} {SUITE} main\n")
+        source = f"deb [signed-by={KEYRING}] {_debian_archive()} {self.release.suite} main\n"
+        (apt / "sources.list").write_text(source)
         settings = {
-            "APT::Architecture": "arm64", "APT::Architectures::": "amd64", "APT::Install-Recommends": "false",
+            "APT::Architecture": self.architecture, "APT::Architectures::": "amd64", "APT::Install-Recommends": "false",
             "APT::Sandbox::User": "", "Dir::State": apt / "state", "Dir::State::status": apt / "status",
             "Dir::Cache": apt / "cache", "Dir::Etc::sourcelist": apt / "sources.list", "Dir::Etc::sourceparts": "-",
             "Debug::NoLocking": "1", "Acquire::Languages": "none",
         }  # fmt: skip
         options = [f"-o{key}={value}" for key, value in settings.items()]
         _run("apt-get", "-qq", *options, "update")
-        _run("apt-get", "-qq", "-y", *options, "--download-only", "install", *DEBIAN_PACKAGES)
-        for name in ("bin", "sbin", "lib"):
+        _run("apt-get", "-qq", "-y", *options, "--download-only", "install", *self.release.packages)
+        for name in ("bin", "sbin", "lib", "lib64"):
             (self.root / "usr" / name).mkdir(parents=True)
             (self.root / name).symlink_to(f"usr/{name}")
         for archive in sorted((apt / "cache/archives").glob("*.deb")):
             _unpack(archive, self.root)
-        if shutil.which(QEMU) is None:
+        if self.architecture == "arm64" and shutil.which(QEMU) is None:
             _run("apt-get", "-qq", *options, "download", "qemu-user-static:amd64", cwd=apt)
             (self.folder / "qemu").mkdir()
             (archive,) = apt.glob("qemu-user-static_*.deb")
             _unpack(archive, self.folder / "qemu", "--strip-components=3", f"./usr/bin/{QEMU}")
         shutil.rmtree(apt)
 
-    @staticmethod
-    def _pip_install(target: Path, what: Sequence[str]) -> None:
-        platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(17, GLIBC + 1)] + ["manylinux2014_aarch64"]
-        tags = [f"--platform={platform}" for platform in platforms]
-        tags += [f"--abi={abi}" for abi in (f"cp{PYTHON.replace('.', '')}", "abi3", "none")]
+    def _pip_install(self, target: Path, what: Sequence[str]) -> None:
+        platforms = [f"manylinux_2_{minor}_{self.machine}" for minor in range(17, self.release.glibc + 1)]
+        tags = [f"--platform={platform}" for platform in (*platforms, f"manylinux2014_{self.machine}")]
+        tags += [f"--abi={abi}" for abi in (f"cp{self.release.python.replace('.', '')}", "abi3", "none")]
         _run(
             sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--only-binary=:all:",
-            "--target", str(target), "--implementation=cp", f"--python-version={PYTHON}", *tags, *what,
+            "--target", str(target), "--implementation=cp", f"--python-version={self.release.python}", *tags, *what,
         )  # fmt: skip
 
 
