@@ -110,9 +110,10 @@ class ChatTemplate:
                 self._compiled = self._compile()
             self._meter.reset()
             try:
-                pieces = self._compiled.generate(
-                    messages=check_messages(messages), add_generation_prompt=True, **self._special_tokens, **variables
-                )
+                # Templates ask whether there are tools or documents, and expect the names to be there.
+                given = {"tools": None, "documents": None, "add_generation_prompt": True}
+                given |= self._special_tokens | variables | {"messages": check_messages(messages)}
+                pieces = self._compiled.generate(**given)
                 return self._joined(pieces)
             except _RefusedError as error:
                 raise InputError(f"the bundle's chat template refuses these messages: {error}") from None

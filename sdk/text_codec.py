@@ -164,7 +164,7 @@ def token_bytes_of(decoder: dict[str, Any] | None) -> TokenBytes:
 def _sentence_pieces(steps: Sequence[dict[str, Any]], kinds: Sequence[str]) -> TokenBytes:
     replaced: list[tuple[str, str]] = []
     dropped = ""  # characters that are left out of the first token wherever they stand in it
-    blank, strips = " ", 0
+    blank, strips = b" ", 0
     for index, step in enumerate(steps):
         kind = kinds[index]
         if kind == "Replace":
@@ -179,20 +179,22 @@ def _sentence_pieces(steps: Sequence[dict[str, Any]], kinds: Sequence[str]) -> T
         elif kind == "Strip":
             if "Fuse" not in kinds[:index] or step.get("stop") or strips:
                 raise _unknown_decoder(kinds)
-            blank, strips = step.get("content", " "), int(step.get("start", 0))
+            blank, strips = str(step.get("content", " ")).encode(), int(step.get("start", 0))
     byte_fallback = "ByteFallback" in kinds
 
     def token_bytes(spelling: str, first: bool) -> bytes:
         if byte_fallback and (found := _BYTE_PIECE.fullmatch(spelling)):
-            return bytes([int(found[1], 16)])
+            piece = bytes([int(found[1], 16)])
+        else:
+            if first:
+                spelling = "".join(character for character in spelling if character not in dropped)
+            for old, new in replaced:
+                spelling = spelling.replace(old, new)
+            piece = spelling.encode()
         if first:
-            spelling = "".join(character for character in spelling if character not in dropped)
-        for old, new in replaced:
-            spelling = spelling.replace(old, new)
-        if first:
-            kept = spelling.lstrip(blank)
-            spelling = blank * max(0, len(spelling) - len(kept) - strips) + kept
-        return spelling.encode()
+            for _ in range(strips):
+                piece = piece.removeprefix(blank)
+        return piece
 
     return token_bytes
 

@@ -206,6 +206,7 @@ class Writer:
         Raises:
             InputError: it has no token, or more than the context holds.
         """
+        self._turns.check_open()
         tokens = np.array(self._codec.encode(text) if isinstance(text, str) else text, np.int32)
         if not tokens.size:
             raise InputError("a text of no tokens has no probability; give one of one token at least")

@@ -139,6 +139,7 @@ def writer(torch_session: Callable[..., TorchSession], codec: TextCodec) -> Iter
 
 ENGINES = {
     "onnxruntime": ("edgescribe.converters.export.onnx_decoder", "export_onnx_decoder", "decoder.onnx"),
+    "litert": ("edgescribe.converters.export.litert_decoder", "export_litert_decoder", "decoder.tflite"),
 }
 
 
