@@ -6,6 +6,10 @@ On the device::
     student = edgescribe.load("bundle")
     print(student.classify("A patch for the network card's driver"))
 
+    writer = edgescribe.load_writer("writer-bundle")
+    for piece in writer.stream("Dear team, "):
+        print(piece, end="", flush=True)
+
 On the workbench (``pip install 'edgescribe[convert]'``), each stage of the command line is a function::
 
     edgescribe.convert("checkpoint", task="classify", devices=["raspberry-pi-5"],
@@ -46,13 +50,18 @@ if TYPE_CHECKING:
     from .converters.recipe import Recipe, read_recipe
     from .converters.recover_checkpoint import RecoveredCheckpoint, recover_checkpoint
     from .sdk.bundle import Bundle
-    from .sdk.load import load
+    from .sdk.generation import Generation
+    from .sdk.load import load, load_writer
     from .sdk.student import Classification, Student, Tag
+    from .sdk.writer import Writer
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "load": ".sdk.load",
+    "load_writer": ".sdk.load",
+    "Writer": ".sdk.writer",
+    "Generation": ".sdk.generation",
     "Bundle": ".sdk.bundle",
     "Student": ".sdk.student",
     "Classification": ".sdk.student",
@@ -84,6 +93,7 @@ __all__ = [
     "EdgescribeError",
     "EngineError",
     "Evaluation",
+    "Generation",
     "InputError",
     "MissingExtraError",
     "OutputError",
@@ -99,12 +109,14 @@ __all__ = [
     "StudentError",
     "Tag",
     "UsageError",
+    "Writer",
     "WrongAnswerError",
     "__version__",
     "convert",
     "evaluate",
     "export_checkpoint",
     "load",
+    "load_writer",
     "plan_conversion",
     "prune_checkpoint",
     "read_recipe",

@@ -23,6 +23,7 @@ from .json_files import read_object
 from .output_errors import output_errors
 from .read import read_student
 from .student import Student
+from .torch_decoder import graph_of
 from .torch_graph import TorchGraph
 
 QUANTIZERS = "quantizers.safetensors"
@@ -66,7 +67,7 @@ def load_graph(folder: Path, task: Task | None = None) -> TorchGraph:
     student = read_student(folder, task or (task_of(folder) if is_checkpoint else "classify"))
     precision = str(record.get("precision", "fp32"))
     try:
-        graph = TorchGraph(student, precision)
+        graph = graph_of(student, precision)
     except ValueError as error:
         raise StudentError(f"{folder / RECORD}: {error}") from error
     if precision == "fp32":

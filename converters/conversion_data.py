@@ -15,8 +15,14 @@ from .anatomy import Task
 from .distillation import UNLABELLED
 from .student import Student
 from .training_data import Example, make_examples, make_tag_examples
+from .writing_data import make_writing_examples
 
-COLUMNS: dict[str, tuple[str, ...]] = {"classify": ("text", "label"), "tag": ("text", "tags"), "embed": ("text",)}
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "classify": ("text", "label"),
+    "tag": ("text", "tags"),
+    "embed": ("text",),
+    "generate": ("text",),
+}
 AT_ONCE = 1000
 """Texts that are cut into tokens between two reports of progress."""
 
@@ -108,6 +114,8 @@ def examples_of(
 def _examples_of(
     texts: Texts, student: Student, teacher: Student | None, max_tokens: int | None
 ) -> list[Example]:
+    if texts.task == "generate":
+        return make_writing_examples(student, texts.texts, teacher, max_tokens)
     number = {name: index for index, name in enumerate(student.labels)}
     if texts.task == "tag":
         tags = [[number.get(name, UNLABELLED) for name in row] for row in texts.labels]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from numpy import float32
+from numpy import float32, int64
 from numpy.typing import NDArray
 
 from ..device_profiles.budgets import describe, over
@@ -14,16 +14,19 @@ from ..device_profiles.probe import probe
 from ..sdk.budget_check import BudgetReport, check_budget
 from ..sdk.bundle import Bundle
 from ..sdk.measure import Effort, machine_text
+from . import evaluate_writing
 from .advance import OnAdvance, part_of
 from .conversion_data import Texts, examples_of
-from .conversion_report import ConversionReport, Stage, TrainingCurve, artifact_stage
+from .conversion_report import ConversionReport, Sample, Stage, TrainingCurve, artifact_stage
 from .conversion_request import Request
 from .evaluate import ArtifactEvaluation, EvaluationData, agreement, evaluate_artifact, metrics_of
 from .make_bundle import add_results
 from .metrics import Metrics
 from .predict import predict
 from .student import Student
+from .torch_decoder import graph_of
 from .torch_graph import TorchGraph
+from .writing_data import encode_writing
 
 MIB = 1 << 20
 
@@ -47,10 +50,14 @@ def prove(
         EngineError: an engine cannot run an artifact, or computes it wrongly.
         OutputError: the bundle cannot be written.
     """
-    stages, reference = _torch_stages(request, on_advance)
     texts = request.evaluation.texts
-    data = EvaluationData(texts, examples_of(request.evaluation, converted), reference)
-    evaluations = _artifacts(request, bundle, data, effort, on_advance)
+    written: tuple[Sample, ...] = ()
+    if request.student.task == "generate":
+        stages, evaluations, written = _of_writer(request, bundle, converted, effort, on_advance)
+    else:
+        stages, reference = _torch_stages(request, on_advance)
+        data = EvaluationData(texts, examples_of(request.evaluation, converted), reference)
+        evaluations = _artifacts(request, bundle, data, effort, on_advance)
     stages += [artifact_stage(evaluation) for evaluation in evaluations]
     quality = {stage.name: stage.metrics for stage in stages if stage.metrics is not None}
     bundle = add_results(bundle, quality, [evaluation.process for evaluation in evaluations])
@@ -72,6 +79,7 @@ def prove(
             "evaluation": len(texts),
         },
         seconds=time.monotonic() - started,
+        samples=written,
         notes=_notes(request, evaluations),
     )
     return report, bundle
@@ -113,6 +121,47 @@ def _torch_stages(request: Request, on_advance: OnAdvance) -> tuple[list[Stage],
     )
     stages.append(torch_stage("student", request.student, metrics))
     return stages, reference or tuple(outputs)
+
+
+def _of_writer(
+    request: Request, bundle: Bundle, converted: Student, effort: Effort, on_advance: OnAdvance
+) -> tuple[list[Stage], list[ArtifactEvaluation], tuple[Sample, ...]]:
+    """Rows for teacher and student, what the artifacts foresee, and what all write to the same beginnings."""
+    writing = bundle.manifest.writing
+    context = converted.max_tokens if writing is None else writing.context
+    most = min(context, request.student.max_tokens)
+    texts = evaluate_writing.evaluated_texts(converted, request.evaluation.texts, most)
+    tokens = encode_writing(converted, texts, context)
+    stages: list[Stage] = []
+    reference: list[NDArray[int64]] = []
+    for name, student in (("teacher", request.teacher), ("student", request.student)):
+        if name == "teacher" and student is request.student:
+            continue
+        part = part_of(on_advance, f"evaluating the {name}")
+        metrics, guesses = evaluate_writing.evaluate_in_torch(graph_of(student), texts, reference, part)
+        stages.append(torch_stage("teacher" if name == "teacher" else "student", student, metrics))
+        same = student.tokenizer.get_vocab() == converted.tokenizer.get_vocab()
+        reference = reference or (guesses if same else [])
+    data = evaluate_writing.WritingData(texts, tokens, reference)
+    asked = max(device.budgets[request.student.task].tokens for device in request.devices)
+    evaluations = []
+    for artifact in bundle.manifest.artifacts:
+        part = part_of(on_advance, f"evaluating on {artifact.runtime}")
+        part(0.0)
+        evaluations.append(
+            evaluate_writing.evaluate_writer_artifact(
+                bundle.folder,
+                artifact.runtime,
+                artifact.precision,
+                data,
+                tokens=max(2, min(asked, context // 2)),
+                effort=effort,
+                on_progress=part,
+            )
+        )
+    names = [(artifact.runtime, artifact.precision) for artifact in bundle.manifest.artifacts]
+    part = part_of(on_advance, "writing samples")
+    return stages, evaluations, evaluate_writing.samples(request.student, bundle.folder, names, texts, part)
 
 
 def _artifacts(

@@ -16,6 +16,8 @@ from .training import TrainingResult
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Latency and memory of one stage. ``how`` as in the manifest; milliseconds at batch 1, MiB, calls a second.
 
+    A writer's latency is that of a decode step behind a prompt of ``tokens`` tokens; ``ttft_ms`` from that prompt to
+    the first token, ``tokens_per_s`` while decoding.
     ``cold_ms``: from starting the process to the first answer, None where no fresh process was measured.
     """
 
@@ -31,6 +33,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     peak_rss_mib: float | None = None
     load_ms: float | None = None
     cold_ms: float | None = None
+    ttft_ms: float | None = None
+    tokens_per_s: float | None = None
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +67,13 @@ class TrainingCurve(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written to one ``prompt``: ``texts`` by stage (``student``, ``<runtime>/<precision>``)."""
+
+    prompt: str
+    texts: dict[str, str]
+
+
 class ConversionReport(msgspec.Struct, frozen=True, kw_only=True):
     """A whole conversion.
 
@@ -79,6 +90,7 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True):
         machine: what measured, in words.
         rows: number of texts by what they served for (``train``, ``validation``, ``evaluation``).
         seconds: how long the conversion took.
+        samples: of a writer: what it wrote at each stage.
         notes: what a reader should know beside the figures (a busy machine, labels without examples).
     """
 
@@ -94,6 +106,7 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     rows: dict[str, int] = {}
     seconds: float = 0.0
+    samples: tuple[Sample, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -119,6 +132,8 @@ def artifact_stage(evaluation: ArtifactEvaluation) -> Stage:
             peak_rss_mib=process.peak_rss_mib,
             load_ms=process.load_ms,
             cold_ms=process.cold_ms,
+            ttft_ms=process.ttft_ms,
+            tokens_per_s=process.tokens_per_s,
         ),
     )
 

@@ -27,13 +27,14 @@ from .conversion_data import examples_of
 from .conversion_proof import over_budget, prove
 from .conversion_report import ConversionReport, TrainingCurve, training_curve
 from .conversion_request import Request, read_request
-from .make_bundle import make_bundle
+from .make_writer_bundle import bundle_maker_of
 from .output_errors import output_errors
 from .plan import Plan
 from .prune import prune
 from .read import read_student
 from .recipe import Recipe, recipe_from
-from .recover import recover, with_relu
+from .recover import with_relu
+from .recover_writer import recovery_of
 from .report import write_report
 from .stages import Stages, check_stages, open_stages, put_into_place, recorded
 from .student import Student
@@ -89,7 +90,7 @@ def convert(
 
     Args:
         student: checkpoint folder or hub id.
-        task: ``classify``, ``tag`` or ``embed``.
+        task: ``classify``, ``tag``, ``embed`` or ``generate``.
         devices: profiles by name, ``host`` (this machine) or path; the bundle is to fit them all.
         train: data file to train on.
         evaluation: data file that serves for figures alone.
@@ -187,14 +188,13 @@ def _trained(
     else:
         pruned = _pruned(request, on_advance)
         save_student(pruned, stages.pruned)
-    recovered = recover(
+    recovered = recovery_of(task)(
         pruned,
         request.teacher,
         recipe,
         request.train,
         request.validation,
         changed=recipe.changes(request.student),
-        max_tokens=recipe.train_tokens,
         checkpoints=stages.training,
         resume=resume,
         on_advance=on_advance,
@@ -233,7 +233,10 @@ def _exported(request: Request, graph: TorchGraph, stages: Stages, on_advance: O
         done += 1
 
     on_advance(Advance("exporting", 0.0))
-    bundle = make_bundle(
+    limit = None
+    if graph.student.task == "generate":
+        limit = min(request.recipe.max_tokens or graph.student.max_tokens, graph.student.max_tokens)
+    bundle = bundle_maker_of(graph.student.task)(
         graph.student,
         {request.recipe.precision: graph},
         request.runtimes,
@@ -248,6 +251,7 @@ def _exported(request: Request, graph: TorchGraph, stages: Stages, on_advance: O
             "evaluation": request.evaluation.sha256,
         },
         name=stages.name,
+        max_tokens=limit,
         force=True,
         on_artifact=artifact,
     )

@@ -19,7 +19,7 @@ from ..errors import BundleError, DataError
 from ..sdk.measure import QUICK, Effort, ProcessReport, measure_process, outputs_of
 from ..sdk.student import softmax
 from .anatomy import Task
-from .metrics import Metrics, classification_metrics, embedding_metrics
+from .metrics import Metrics, WritingMetrics, classification_metrics, embedding_metrics
 from .predict import predict
 from .torch_graph import TorchGraph
 from .training_data import Example
@@ -48,7 +48,8 @@ class ArtifactEvaluation:
         runtime: the artifact's runtime.
         precision: its precision.
         metrics: how good its answers are.
-        outputs: float32 logits ``[N, labels]`` of each text (``tag``: each labelled token), or embeddings ``[N, W]``.
+        outputs: float32 logits ``[N, labels]`` of each text (``tag``: each labelled token), embeddings ``[N, W]``, or
+            of a writer the likeliest tokens ``[N, 1]``.
         process: latency, memory and start-up figures of a process that loads and runs it.
     """
 
@@ -184,6 +185,8 @@ def agreement(evaluations: Sequence[ArtifactEvaluation]) -> tuple[Agreement, ...
 
 
 def _alike(a: ArtifactEvaluation, b: ArtifactEvaluation) -> float:
+    if isinstance(a.metrics, WritingMetrics):
+        return float((a.outputs == b.outputs).mean())
     if a.metrics.values().keys() >= {"accuracy"}:
         return float((a.outputs.argmax(axis=-1) == b.outputs.argmax(axis=-1)).mean())
     norms = np.linalg.norm(a.outputs, axis=-1) * np.linalg.norm(b.outputs, axis=-1)

@@ -20,10 +20,12 @@ from .checkpoint import load_graph, task_of
 from .conversion_data import Texts, check_labels, examples_of, read_texts
 from .conversion_report import Stage, artifact_stage
 from .evaluate import Agreement, EvaluationData, agreement, evaluate_artifact, metrics_of
+from .evaluate_writing import WritingData, evaluate_in_torch, evaluate_writer_artifact, evaluated_texts
 from .predict import predict
 from .read import read_student
 from .student import Student
 from .torch_graph import TorchGraph
+from .writing_data import encode_writing
 
 MIB = 1 << 20
 
@@ -80,6 +82,8 @@ def evaluate(
         found = task or task_of(folder)
     texts = read_texts(Path(evaluation), found, warn)
     goals = _goals(texts, found, reference, allow_pickle, on_advance)
+    if found == "generate":
+        return _of_writing(folder, bundle, texts, runtimes, effort, on_advance)
     if bundle is not None:
         check_labels(texts, bundle.manifest.labels, Path(evaluation))
         return _of_bundle(bundle, found, texts, goals, runtimes, effort, on_advance)
@@ -142,6 +146,45 @@ def _of_bundle(
         )
     stages = tuple(artifact_stage(each) for each in evaluations)
     return Evaluation(manifest.name, task, len(texts.texts), stages, agreement(evaluations))
+
+
+def _of_writing(
+    path: Path, bundle: Bundle | None, texts: Texts, runtimes: Sequence[str], effort: Effort, on_advance: OnAdvance
+) -> Evaluation:
+    """A writer's checkpoint in torch, or each artifact of its bundle."""
+    if bundle is None:
+        graph = load_graph(path, "generate")
+        student = graph.student
+        kept = evaluated_texts(student, texts.texts, student.max_tokens)
+        on_advance(Advance("reading", 1.0))
+        metrics, _ = evaluate_in_torch(graph, kept, (), part_of(on_advance, "evaluating in torch"))
+        count = student.parameter_count()
+        name = "torch/" + graph.precision
+        stage = Stage(name=name, kind="student", metrics=metrics, size_mib=count * 4 / MIB, parameters=count)
+        return Evaluation(student.source, "generate", len(kept), (stage,))
+    writing = bundle.manifest.writing
+    context = bundle.manifest.tokenizer.max_tokens if writing is None else writing.context
+    student = _tokenizing_student(bundle, "generate")
+    kept = evaluated_texts(student, texts.texts, context)
+    data = WritingData(kept, encode_writing(student, kept, context), [])
+    on_advance(Advance("reading", 1.0))
+    found = []
+    for artifact in [each for name in runtimes or (None,) for each in bundle.artifacts(name)]:
+        part = part_of(on_advance, f"evaluating on {artifact.runtime}")
+        tokens = max(2, min(128, context // 2))
+        found.append(
+            evaluate_writer_artifact(
+                bundle.folder,
+                artifact.runtime,
+                artifact.precision,
+                data,
+                tokens=tokens,
+                effort=effort,
+                on_progress=part,
+            )
+        )
+    stages = tuple(artifact_stage(each) for each in found)
+    return Evaluation(bundle.manifest.name, "generate", len(kept), stages, agreement(found))
 
 
 def _tokenizing_student(bundle: Bundle, task: Task) -> Student:

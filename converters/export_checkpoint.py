@@ -16,7 +16,7 @@ from .advance import Advance, OnAdvance, unwatched
 from .anatomy import Task
 from .checkpoint import load_graph, read_record
 from .conversion_request import check_runtimes
-from .make_bundle import make_bundle
+from .make_writer_bundle import bundle_maker_of
 from .recipe import FLOAT
 
 ANSWERED_TEXTS = 64
@@ -71,7 +71,7 @@ def export_checkpoint(
         on_advance(Advance("exporting", done / len(runtimes), name))
         done += 1
 
-    bundle = make_bundle(
+    bundle = bundle_maker_of(source.task)(
         graph.student,
         {graph.precision: graph},
         runtimes,

@@ -8,52 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from .metrics import WritingMetrics
 from .torch_graph import TorchGraph
 
 
-class WritingMetrics(msgspec.Struct, frozen=True, kw_only=True, tag="writing", tag_field="kind"):
-    """How well tokens were foreseen.
-
-    Attributes:
-        examples: tokens foreseen.
-        cross_entropy: mean negative log-likelihood of a token, in nats.
-        perplexity: its exponential.
-        accuracy: share of tokens that were the likeliest.
-        agreement: share of tokens whose likeliest guess is the reference's (the teacher's in float32), or None.
-        characters: characters that the tokens stand for, so that students of other vocabularies can be compared.
-        bits_per_character: all tokens' negative log-likelihood in bits over ``characters``.
-    """
-
-    examples: int
-    cross_entropy: float
-    perplexity: float
-    accuracy: float
-    agreement: float | None
-    characters: int
-    bits_per_character: float
-
-    @property
-    def score(self) -> float:
-        """The task's own metric: next-token accuracy."""
-        return self.accuracy
-
-    def values(self) -> dict[str, float]:
-        """The figures by name, as the manifest's ``quality`` keeps them."""
-        named = {
-            "cross_entropy": self.cross_entropy,
-            "perplexity": self.perplexity,
-            "accuracy": self.accuracy,
-            "agreement": self.agreement,
-            "bits_per_character": self.bits_per_character,
-        }
-        return {name: value for name, value in named.items() if value is not None}
+TOKENS_AT_ONCE = 1024
+"""Tokens run together in torch: the logits of a vocabulary of 49,152 take 200 MB."""
 
 
 def writing_metrics(
@@ -96,15 +62,37 @@ def writing_metrics(
 def foresee(
     graph: TorchGraph, tokens: Sequence[NDArray[np.int32]], on_progress: Callable[[float], None] | None = None
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
-    """Losses and guesses of a student in torch for texts of one token at least: each ``[T - 1]``, in their order."""
+    """Losses and guesses of a student in torch for texts of two tokens at least: each ``[T - 1]``, in their order.
+
+    Texts of like lengths are run together, so that weights are rounded once for all of them.
+    """
     graph.eval()
-    losses, guesses = [], []
-    for number, ids in enumerate(tokens):
+    losses: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(tokens)
+    guesses: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(tokens)
+    done = 0
+    for batch in _batches([len(ids) for ids in tokens]):
+        width = max(len(tokens[number]) for number in batch)
+        rows = torch.zeros((len(batch), width), dtype=torch.long)
+        for place, number in enumerate(batch):
+            rows[place, : len(tokens[number])] = torch.from_numpy(tokens[number].astype(np.int64))
         with torch.no_grad():
-            row = torch.from_numpy(ids.astype(np.int64))[None]
-            logits = graph.run({"input_ids": row})["logits"][0, :-1].float()
-        losses.append(functional.cross_entropy(logits, row[0, 1:], reduction="none").numpy())
-        guesses.append(logits.argmax(-1).numpy())
+            logits = graph.run({"input_ids": rows, "attention_mask": torch.ones_like(rows)})["logits"][:, :-1].float()
+            every = functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").numpy()
+        best = logits.argmax(-1).numpy()
+        for place, number in enumerate(batch):
+            count = len(tokens[number]) - 1
+            losses[number], guesses[number] = every[place, :count].copy(), best[place, :count].copy()
+        done += len(batch)
         if on_progress is not None:
-            on_progress((number + 1) / len(tokens))
+            on_progress(done / len(tokens))
     return losses, guesses
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of texts of like lengths, so many together that padding and all they have 1,024 tokens at most."""
+    batches: list[list[int]] = [[]]
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[number] > TOKENS_AT_ONCE:
+            batches.append([])
+        batches[-1].append(number)
+    return [batch for batch in batches if batch]

@@ -24,9 +24,10 @@ from ..sdk.manifest import (
     WritingEntry,
 )
 from ..sdk.manifest_checks import DEFAULTS
+from .anatomy import Task
 from .export.decoder_answers import make_decoder_answers, prompts_of
 from .freeze import freeze
-from .make_bundle import TOKENIZER, creation_time, package_versions
+from .make_bundle import TOKENIZER, creation_time, make_bundle, package_versions
 from .quantized_weights import QuantizedWeights
 from .student import Student
 from .tokenizer_files import NAMED, special_token
@@ -48,18 +49,18 @@ def make_writer_bundle(
     seed: int,
     data_sha256: Mapping[str, str],
     name: str | None = None,
-    context: int | None = None,
+    max_tokens: int | None = None,
     force: bool = False,
     on_artifact: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Export graphs to runtimes, make known answers, and write a bundle whole or not at all.
 
-    Arguments and errors are as of :func:`~edgescribe.converters.make_bundle.make_bundle`; ``context`` is the most
-    tokens that prompt and answer may have together, by default the student's.
+    Arguments and errors are as of :func:`~edgescribe.converters.make_bundle.make_bundle`; ``max_tokens`` is
+    the most that prompt and text may have together, by default the student's.
     """
-    limit = student.max_tokens if context is None else context
+    limit = student.max_tokens if max_tokens is None else max_tokens
     if not 2 <= limit <= student.max_tokens:
-        raise UsageError(f"context is {limit}; the student takes 2 to {student.max_tokens} tokens")
+        raise UsageError(f"max_tokens is {limit}; the student takes 2 to {student.max_tokens} tokens")
     if not graphs or not runtimes:
         raise UsageError("a bundle needs at least one precision and one runtime")
     provenance = Provenance(
@@ -111,6 +112,11 @@ def make_writer_bundle(
             provenance=provenance,
         )
         return writer.commit(manifest)
+
+
+def bundle_maker_of(task: Task) -> Callable[..., Bundle]:
+    """What makes the bundle of a task's students."""
+    return make_writer_bundle if task == "generate" else make_bundle
 
 
 def writing_entry(student: Student, context: int) -> WritingEntry:

@@ -1,4 +1,4 @@
-"""How good a student's answers are: classification and tagging against labels, embeddings against a reference.
+"""How good a student's answers are: classes and tags against labels, embeddings against a reference, texts foreseen.
 
 Macro averages go over the labels that occur in the data: a label that no example has cannot be right or wrong.
 Everything but the calibration error comes from scikit-learn.
@@ -116,7 +116,45 @@ class EmbeddingMetrics(msgspec.Struct, frozen=True, kw_only=True, tag="embedding
         return {name: value for name, value in named.items() if value is not None}
 
 
-Metrics: TypeAlias = ClassificationMetrics | EmbeddingMetrics
+class WritingMetrics(msgspec.Struct, frozen=True, kw_only=True, tag="writing", tag_field="kind"):
+    """How well tokens were foreseen.
+
+    Attributes:
+        examples: tokens foreseen.
+        cross_entropy: mean negative log-likelihood of a token, in nats.
+        perplexity: its exponential.
+        accuracy: share of tokens that were the likeliest.
+        agreement: share of tokens whose likeliest guess is the reference's (the teacher's in float32), or None.
+        characters: characters that the tokens stand for, so that students of other vocabularies can be compared.
+        bits_per_character: all tokens' negative log-likelihood in bits over ``characters``.
+    """
+
+    examples: int
+    cross_entropy: float
+    perplexity: float
+    accuracy: float
+    agreement: float | None
+    characters: int
+    bits_per_character: float
+
+    @property
+    def score(self) -> float:
+        """The task's own metric: next-token accuracy."""
+        return self.accuracy
+
+    def values(self) -> dict[str, float]:
+        """The figures by name, as the manifest's ``quality`` keeps them."""
+        named = {
+            "cross_entropy": self.cross_entropy,
+            "perplexity": self.perplexity,
+            "accuracy": self.accuracy,
+            "agreement": self.agreement,
+            "bits_per_character": self.bits_per_character,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+Metrics: TypeAlias = ClassificationMetrics | EmbeddingMetrics | WritingMetrics
 
 
 def classification_metrics(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..device_profiles.budgets import Figure, Finding, check, over
-from ..device_profiles.cost_model import predict
+from ..device_profiles.cost_model import P90_OVER_TYPICAL, predict
 from ..device_profiles.profiles import load_profile
 from ..device_profiles.schema import Budget, DeviceProfile, RuntimePreference
 from ..errors import ProfileError, UsageError
@@ -15,10 +15,10 @@ from ..runtimes.registry import RUNTIMES
 from ..sdk.load import avoided
 from .anatomy import Task
 from .read import read_student
-from .recipe import LADDER, Recipe
+from .recipe import Recipe, ladder_of
 from .student import Student
 from .vocabulary import trimmed_size
-from .workload import pruned_shape, workload
+from .workload import decode_workload, prefill_workload, pruned_shape, workload
 
 MIB = 1 << 20
 
@@ -65,7 +65,7 @@ def plan_conversion(
     *,
     task: Task,
     devices: Sequence[str | Path],
-    recipes: Sequence[Recipe] = LADDER,
+    recipes: Sequence[Recipe] | None = None,
     runtimes: Sequence[str] = RUNTIMES,
     texts: Sequence[str] = (),
     allow_pickle: bool = False,
@@ -75,7 +75,7 @@ def plan_conversion(
     Args:
         student: checkpoint folder or hub id.
         devices: profiles by name, ``host`` (this machine) or path; the recipe is to fit them all.
-        recipes: gentlest first.
+        recipes: gentlest first; the task's ladder unless given.
         runtimes: those that there will be artifacts for.
         texts: of the domain. With them the trimmed vocabulary's size is known; without, the whole is counted.
 
@@ -94,12 +94,13 @@ def plan_conversion(
 def make_plan(
     student: Student,
     devices: Sequence[DeviceProfile],
-    recipes: Sequence[Recipe] = LADDER,
+    recipes: Sequence[Recipe] | None = None,
     *,
     runtimes: Sequence[str] = RUNTIMES,
     texts: Sequence[str] = (),
 ) -> Plan:
     """As :func:`plan_conversion`, for what was read already."""
+    recipes = ladder_of(student.task) if recipes is None else recipes
     trimmed = trimmed_size(student, texts) if texts else student.shape.vocabulary
     steps: list[Step] = []
     chosen: Recipe | None = None
@@ -156,12 +157,20 @@ def _predicted(
         pruning = replace(pruning, vocabulary=trimmed)
     shape = pruned_shape(student.shape, pruning)
     tokens = min(budget.tokens, pruning.positions or student.max_tokens)
-    work = workload(shape, student.task, recipe.precision, tokens)
     preferred = preferred_runtime(device, recipe.precision, runtimes)
+    figures: dict[str, Figure] = {}
+    if student.task == "generate":
+        work = decode_workload(shape, recipe.precision, tokens)
+        prefill = predict(device, prefill_workload(shape, recipe.precision, tokens), preferred.name, preferred.threads)
+        figures["ttft_ms"] = Figure(prefill.p90_ms, "estimated")
+    else:
+        work = workload(shape, student.task, recipe.precision, tokens)
     predicted = predict(device, work, preferred.name, preferred.threads)
+    if student.task == "generate":
+        figures["tokens_per_s"] = Figure(1000 * P90_OVER_TYPICAL / predicted.p90_ms, "estimated")
     tokenizer = len(student.tokenizer.to_str()) * shape.vocabulary / student.shape.vocabulary
     disk_mib = (work.weight_bytes + tokenizer) / MIB
-    figures = {
+    figures |= {
         "p90_ms": Figure(predicted.p90_ms, "estimated"),
         "peak_rss_mib": Figure(predicted.peak_rss_mib, "estimated"),
         "disk_mib": Figure(disk_mib, "estimated"),

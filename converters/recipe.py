@@ -17,12 +17,13 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgspec
 
 from ..errors import RecipeError
+from .anatomy import Task
 from .distillation import DistillationWeights
 from .prune import Pruning
 from .student import Student
 from .training import TrainingSettings
 
-Precision = Literal["fp32", "w8a8-static", "w8a8-dynamic"]
+Precision = Literal["fp32", "w8a8-static", "w8a8-dynamic", "w4a8-dynamic"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Recipe:
         training: of the recovery on the grid; its ``epochs`` 0 rounds without training.
         train_tokens: longer texts are cut at this many tokens in training (not in evaluation or on the device).
         max_tokens: longest input that the student keeps; what it could read beyond costs memory on the device.
-            0 keeps all; ``prune.positions`` goes first.
+            0 keeps all; ``prune.positions`` goes first. Of a writer: the most tokens of prompt and text together.
     """
 
     name: str
@@ -66,10 +67,16 @@ class Recipe:
         shape, keep = student.shape, self.keep
         given = self.prune or Pruning()
         heads, hidden = given.heads, given.hidden
-        if heads is None and hidden is None:
+        if heads is None and hidden is None and shape.kv_heads:
+            # A writer's key/value heads go with the heads that read them; its hidden width is apart from both.
+            groups = _share(shape.kv_heads, keep.width)
+            heads = None if groups is None else groups * (shape.heads // shape.kv_heads)
+            hidden = _even_share(shape.hidden, keep.width)
+        elif heads is None and hidden is None:
             heads = _share(shape.heads, keep.width)
             hidden = None if heads is None else heads * shape.head_width
-        is_long = 0 < self.max_tokens < student.max_tokens
+        # A writer's positions cost no memory: its context is a matter of the bundle.
+        is_long = 0 < self.max_tokens < student.max_tokens and not shape.kv_heads
         return Pruning(
             layers=given.layers or _share(shape.layers, keep.layers),
             neurons=given.neurons or _even_share(shape.neurons, keep.neurons),
@@ -124,13 +131,50 @@ _AS_IT_IS = Recipe(
     "as-it-is", keep=Shares(vocabulary=False), float_epochs=0, training=replace(_TRAINING, epochs=0), max_tokens=0
 )
 
+_WRITING = TrainingSettings(
+    epochs=1,
+    batch_size=4,
+    accumulate=2,
+    learning_rate=5e-5,
+    losses=DistillationWeights(soft=1.0, hidden=0.0, attention=0.0, labels=0.3, temperature=1.0),
+)
+_WRITER = Recipe(
+    "writer-int8", "w8a8-dynamic", keep=Shares(vocabulary=False), training=_WRITING, train_tokens=256, max_tokens=1024
+)
+
+WRITER_LADDER: tuple[Recipe, ...] = (
+    _WRITER,
+    replace(_WRITER, name="writer-int4", precision="w4a8-dynamic"),
+    replace(_WRITER, name="writer-trimmed", precision="w4a8-dynamic", keep=Shares()),
+    replace(_WRITER, name="writer-strong", precision="w4a8-dynamic", keep=Shares(layers=0.8, neurons=0.84)),
+    replace(_WRITER, name="writer-harsh", precision="w4a8-dynamic", keep=Shares(layers=0.6, neurons=0.75)),
+)
+"""The ladder of the task ``generate``."""
+
+
+def ladder_of(task: Task) -> tuple[Recipe, ...]:
+    """The ladder of a task, gentlest recipe first."""
+    return WRITER_LADDER if task == "generate" else LADDER
+
+
 ROUND_ONLY = replace(_AS_IT_IS, name="round")
 """Rounds the student as it is: no pruning, no training. For comparison, and where there is no time."""
 
 FLOAT = replace(_AS_IT_IS, name="float", precision="fp32")
 """Exports the student as it is, in float32."""
 
-NAMED: dict[str, Recipe] = {recipe.name: recipe for recipe in (*LADDER, ROUND_ONLY, FLOAT)}
+ROUND_WRITER = replace(
+    _WRITER,
+    name="writer-round",
+    precision="w4a8-dynamic",
+    float_epochs=0,
+    training=replace(_WRITING, epochs=0),
+)
+"""Rounds a writer to int4 on a searched grid: no pruning, no training."""
+
+NAMED: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (*LADDER, ROUND_ONLY, FLOAT, *WRITER_LADDER, ROUND_WRITER)
+}
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:

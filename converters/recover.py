@@ -52,7 +52,6 @@ def recover(
     validation_texts: Texts,
     *,
     changed: bool,
-    max_tokens: int | None = None,
     checkpoints: Path | None = None,
     resume: bool = False,
     on_advance: OnAdvance = unwatched,
@@ -71,6 +70,7 @@ def recover(
         OutputError: the checkpoints cannot be written.
     """
     teacher_graph = TorchGraph(teacher).eval()
+    max_tokens = recipe.train_tokens
     examples = examples_of(train_texts, student, teacher, max_tokens, part_of(on_advance, "cutting texts into tokens"))
     validation = examples_of(validation_texts, student, None, max_tokens)
     goals = None

@@ -13,7 +13,8 @@ from .conversion_report import TrainingCurve, training_curve
 from .conversion_request import read_teacher, read_training_texts
 from .read import read_student
 from .recipe import LADDER, Recipe, read_recipe
-from .recover import recover, with_relu
+from .recover import with_relu
+from .recover_writer import recovery_of
 from .stages import check_stages, open_stages
 
 
@@ -78,14 +79,13 @@ def recover_checkpoint(
     }
     stages = open_stages(target, fingerprint, resume=resume, force=force)
     changed = _sizes(read.shape) != _sizes(guide.shape) or (chosen.relu and read.shape.activation != "relu")
-    recovered = recover(
+    recovered = recovery_of(task)(
         with_relu(read) if chosen.relu else read,
         guide,
         chosen,
         train_texts,
         validation_texts,
         changed=changed,
-        max_tokens=chosen.train_tokens,
         checkpoints=stages.training,
         resume=resume,
         on_advance=on_advance,

@@ -38,7 +38,14 @@ _METRIC_WORDS = {
     "least_cosine": "Least cosine",
     "pearson": "Pearson",
     "spearman": "Spearman",
+    "cross_entropy": "Cross-entropy, nats",
+    "perplexity": "Perplexity",
+    "agreement": "Agreement",
+    "bits_per_character": "Bits a character",
 }
+
+_NUMBERS = ("cross_entropy", "perplexity", "bits_per_character")
+"""Metrics that are no shares."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ def report_html(report: ConversionReport) -> str:
         before=named.get("student"),
         verdicts=[_verdict(budget) for budget in report.verdicts],
         metric_names={name: _METRIC_WORDS[name] for name in _metric_names(report)},
+        numbers=_NUMBERS,
         hows=sorted({stage.timing.how for stage in report.stages if stage.timing is not None}),
         label_metrics=best.metrics.labels if best and isinstance(best.metrics, ClassificationMetrics) else (),
         plots=[(plot, Markup(plot.svg)) for plot in plots(report, best)],  # matplotlib escapes its texts

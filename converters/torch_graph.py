@@ -50,10 +50,18 @@ class NormStatistics:
         self.sums: dict[str, torch.Tensor] = {}
         self.squares: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.centred: dict[str, bool] = {}
+        self.offsets: dict[str, float] = {}
 
     @torch.no_grad()
-    def add(self, norm: str, x: torch.Tensor, eps: float, mask: torch.Tensor, centred: bool = True) -> None:
-        """Take in ``x`` ``[B, T, W]``, which enters the norm: a layer norm, or where not ``centred`` an RMS norm."""
+    def add(
+        self, norm: str, x: torch.Tensor, eps: float, mask: torch.Tensor, centred: bool = True, offset: float = 0.0
+    ) -> None:
+        """Take in ``x`` ``[B, T, W]``, which enters the norm.
+
+        ``centred``: a layer norm, else an RMS norm, whose gain is ``offset`` more than its weight.
+        """
+        self.centred[norm], self.offsets[norm] = centred, offset
         normalize = functional.layer_norm if centred else functional.rms_norm
         normal = normalize(x.double(), (x.shape[-1],), eps=eps)
         rows = normal[mask.bool()] if normal.shape[:2] == mask.shape else normal.reshape(-1, x.shape[-1])
@@ -160,7 +168,8 @@ class TorchGraph(nn.Module):
 
     def quantizer_state(self) -> dict[str, torch.Tensor]:
         """The activation grids as tensors by name, for a checkpoint."""
-        return {name: value for name, value in self.state_dict().items() if name.startswith(("inputs.", "outputs."))}
+        parts = ("inputs.", "outputs.", "log_scales.")
+        return {name: value for name, value in self.state_dict().items() if name.startswith(parts)}
 
     def load_quantizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take grids from :meth:`quantizer_state`.

@@ -29,7 +29,9 @@ from .schema import DeviceProfile, RuntimeName
 
 _MIB = 1 << 20
 _SERIAL_PART = 0.25
-_P90_OVER_TYPICAL = 1.15
+P90_OVER_TYPICAL = 1.15
+"""How much longer the 90th percentile of a call is taken to be than a typical call."""
+
 _LIVE_ACTIVATIONS = 4
 _REFERENCE_MHZ = 4000  # clock at which the overheads hold; a slower core takes proportionally longer
 _UNKNOWN_MHZ = 2000
@@ -103,7 +105,7 @@ def predict(profile: DeviceProfile, work: Workload, runtime: RuntimeName, thread
     overhead = work.operators * engine.operator_us * 1e-6 * _REFERENCE_MHZ / clock
     live = _LIVE_ACTIVATIONS * work.activation_bytes / max(1, work.operators)
     return Prediction(
-        p90_ms=(max(compute, memory) + overhead) * _P90_OVER_TYPICAL * 1e3,
+        p90_ms=(max(compute, memory) + overhead) * P90_OVER_TYPICAL * 1e3,
         peak_rss_mib=engine.base_mib + (work.weight_bytes * engine.weight_copies + live) / _MIB,
         error_fraction=0.5 if profile.measured else 1.0,
     )

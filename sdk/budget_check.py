@@ -18,7 +18,7 @@ from ..errors import EngineError, ProfileError
 from .bundle import Bundle, read_bundle
 from .load import HOST, Candidate, by_preference
 from .manifest import Measurement
-from .measure import QUICK, Effort, OnProgress, machine_text, measure, measure_process
+from .measure import QUICK, Effort, OnProgress, ProcessReport, machine_text, measure, measure_process
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def check_budget(
         figures = _here(found, candidate, tokens, effort, on_progress)
         basis = f"measured on this machine ({machine_text(machine)})"
     elif told is not None:
-        figures = _figures(told.p90_ms, told.peak_rss_mib, "measured")
+        figures = _measured_figures(told)
         basis = f"the bundle's own figures, measured on {told.machine}"
     else:
         candidate = _on_cpu(candidates, profile)
@@ -155,7 +155,7 @@ def _here(
         effort=effort,
         on_progress=on_progress,
     )
-    return _figures(taken.p90_ms, taken.peak_rss_mib, "measured")
+    return _measured_figures(taken)
 
 
 def _on_cpu(candidates: list[Candidate], profile: DeviceProfile) -> Candidate:
@@ -189,6 +189,8 @@ def _estimated(
         on_progress=on_progress,
     )
     host = measure_profile(seconds=1.0)
+    if report.ttft_ms is not None:
+        return _estimated_writing(report, profile, host, candidate)
     int8 = artifact.precision != "fp32"
     rate = host.int8_gmac_s if int8 else host.fp32_gmac_s
     # The work that this machine's rate explains: overheads of the engine scale with the clock as arithmetic does.
@@ -197,6 +199,36 @@ def _estimated(
     work = Workload(macs=macs, int8=int8, weight_bytes=weights, activation_bytes=0, operators=0)
     predicted = predict(profile, work, artifact.runtime, max(1, candidate.threads))
     return _figures(predicted.p90_ms, report.peak_rss_mib, "estimated"), predicted.error_fraction
+
+
+def _estimated_writing(
+    report: ProcessReport, profile: DeviceProfile, host: DeviceProfile, candidate: Candidate
+) -> tuple[dict[str, Figure], float]:
+    """A decode step and the prefill of the prompt, each scaled to the device; both read every weight once."""
+    from ..device_profiles.cost_model import P90_OVER_TYPICAL, Prediction, Workload, predict
+
+    artifact = candidate.artifact
+    int8 = artifact.precision != "fp32"
+    rate = (host.int8_gmac_s if int8 else host.fp32_gmac_s) * 1e9
+    weights = sum(file.bytes for file in artifact.files)
+
+    def there(milliseconds: float) -> Prediction:
+        work = Workload(int(milliseconds / 1e3 * rate), int8, weight_bytes=weights, activation_bytes=0, operators=0)
+        return predict(profile, work, artifact.runtime, max(1, candidate.threads))
+
+    step, prefill = there(report.percentile(50)), there(report.ttft_ms or 0.0)
+    figures = _figures(step.p90_ms, report.peak_rss_mib, "estimated")
+    figures["ttft_ms"] = Figure(prefill.p90_ms, "estimated")
+    figures["tokens_per_s"] = Figure(1000 * P90_OVER_TYPICAL / step.p90_ms, "estimated")
+    return figures, step.error_fraction
+
+
+def _measured_figures(taken: Measurement) -> dict[str, Figure]:
+    figures = _figures(taken.p90_ms, taken.peak_rss_mib, "measured")
+    for key, value in (("ttft_ms", taken.ttft_ms), ("tokens_per_s", taken.tokens_per_s)):
+        if value is not None:
+            figures[key] = Figure(value, "measured")
+    return figures
 
 
 def _figures(p90_ms: float, peak_rss_mib: float, how: budgets.How) -> dict[str, Figure]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from ..errors import EngineError, MissingExtraError, UsageError, WrongAnswerError
 from ..runtimes.contract import OpenOptions
+from ..runtimes.decoder_contract import DecoderOptions
 from ..runtimes.registry import RUNTIMES, open_artifact
-from .bundle import Bundle, known_answers, read_bundle
+from .bundle import MIB, Bundle, decoder_answers, known_answers, read_bundle
 from .manifest import ArtifactEntry, Manifest, Precision
 from .student import Student
 
 if TYPE_CHECKING:
     from ..device_profiles.schema import DeviceProfile, RuntimePreference
+    from .writer import Writer
 
 HOST = "host"
 ENGINE_DEVICES = ("cpu", "npu")
@@ -69,17 +72,87 @@ def load(
     """
     _check_options(runtime, precision, threads)
     bundle = read_bundle(path)
+    if bundle.manifest.task == "generate":
+        raise UsageError(f"{path}: this student writes; open it with edgescribe.load_writer()")
+
+    def opened(candidate: Candidate) -> Student:
+        artifact = candidate.artifact
+        options = OpenOptions(
+            device=candidate.device,
+            threads=threads or candidate.threads,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            padding_side=bundle.manifest.tokenizer.padding_side,
+            max_tokens=bundle.manifest.tokenizer.max_tokens,
+            known_answers=known_answers(artifact),
+        )
+        return Student(bundle, artifact, open_artifact(artifact.runtime, bundle.artifact_path(artifact), options))
+
+    return _first_opened(bundle, _candidates(bundle, device, runtime, precision), opened)
+
+
+def load_writer(
+    path: str | os.PathLike[str],
+    *,
+    device: str | os.PathLike[str] | None = None,
+    runtime: str | None = None,
+    precision: str | None = None,
+    threads: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    context: int | None = None,
+    memory_mib: float | None = None,
+    prefix_dir: str | os.PathLike[str] | None = None,
+) -> Writer:
+    """Load a bundle whose student writes (task ``generate``). The artifact is chosen as by :func:`load`.
+
+    Args:
+        path: the bundle's folder.
+        device: as of :func:`load`.
+        runtime: ``onnxruntime``, ``openvino`` or ``litert``.
+        precision: ``fp32``, ``w8a8-dynamic`` or ``w4a8-dynamic``.
+        threads: as of :func:`load`.
+        cache_dir: folder for the engine's cache of compiled models or packed weights; None turns it off.
+        context: the most tokens of prompt and text together; None takes the bundle's. Memory grows with it.
+        memory_mib: MiB that this process may take; more is refused before it is taken. None: no limit.
+        prefix_dir: folder where caches of system prompts are kept, so that they need not be read anew after a start.
+
+    Raises:
+        OverBudgetError: the memory predicted for this context is over ``memory_mib``.
+        BundleError, MissingExtraError, EngineError, WrongAnswerError, ProfileError, UsageError: as of :func:`load`.
+    """
+    from .open_writer import open_writer
+
+    _check_options(runtime, precision, threads)
+    bundle = read_bundle(path)
+    if bundle.manifest.task != "generate":
+        raise UsageError(f"{path}: this student's task is {bundle.manifest.task!r}; open it with edgescribe.load()")
+
+    def opened(candidate: Candidate) -> Writer:
+        options = DecoderOptions(
+            device=candidate.device,
+            threads=threads or candidate.threads,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            context=context,
+            memory_limit=None if memory_mib is None else int(memory_mib * MIB),
+            answers=decoder_answers(candidate.artifact),
+        )
+        return open_writer(bundle, candidate.artifact, options, None if prefix_dir is None else Path(prefix_dir))
+
+    return _first_opened(bundle, _candidates(bundle, device, runtime, precision), opened)
+
+
+def _candidates(
+    bundle: Bundle, device: str | os.PathLike[str] | None, runtime: str | None, precision: str | None
+) -> list[Candidate]:
+    """The artifacts that may be opened, best first; see :func:`load`."""
     artifacts = bundle.artifacts(runtime, precision)
     if device is None or device == HOST or device in ENGINE_DEVICES:
         engine_device = str(device) if device in ENGINE_DEVICES else "cpu"
-        candidates = [Candidate(artifact, engine_device) for artifact in by_measurement(bundle.manifest, artifacts)]
-    else:
-        # Imported here: reading profiles takes memory that most apps need not pay.
-        from ..device_profiles.profiles import load_profile
+        return [Candidate(artifact, engine_device) for artifact in by_measurement(bundle.manifest, artifacts)]
+    # Imported here: reading profiles takes memory that most apps need not pay.
+    from ..device_profiles.profiles import load_profile
 
-        name = device if isinstance(device, str) else Path(device)
-        candidates = by_preference(artifacts, load_profile(name), explicit=precision is not None)
-    return _open_first(bundle, candidates, threads, None if cache_dir is None else Path(cache_dir))
+    name = device if isinstance(device, str) else Path(device)
+    return by_preference(artifacts, load_profile(name), explicit=precision is not None)
 
 
 def by_measurement(manifest: Manifest, artifacts: tuple[ArtifactEntry, ...]) -> list[ArtifactEntry]:
@@ -149,21 +222,15 @@ def avoided(precision: str, preference: RuntimePreference) -> str | None:
     return None
 
 
-def _open_first(bundle: Bundle, candidates: list[Candidate], threads: int, cache_dir: Path | None) -> Student:
+Opened = TypeVar("Opened")
+
+
+def _first_opened(bundle: Bundle, candidates: list[Candidate], opened: Callable[[Candidate], Opened]) -> Opened:
     missing: list[MissingExtraError] = []
     failed: list[EngineError] = []
     for candidate in candidates:
-        artifact = candidate.artifact
-        options = OpenOptions(
-            device=candidate.device,
-            threads=threads or candidate.threads,
-            cache_dir=cache_dir,
-            padding_side=bundle.manifest.tokenizer.padding_side,
-            max_tokens=bundle.manifest.tokenizer.max_tokens,
-            known_answers=known_answers(artifact),
-        )
         try:
-            session = open_artifact(artifact.runtime, bundle.artifact_path(artifact), options)
+            result = opened(candidate)
         except MissingExtraError as error:
             missing.append(error)
             continue
@@ -172,7 +239,7 @@ def _open_first(bundle: Bundle, candidates: list[Candidate], threads: int, cache
             continue
         for failure in failed:
             warnings.warn(f"{bundle.folder}: took {candidate}, since: {failure}", RuntimeWarning, stacklevel=3)
-        return Student(bundle, artifact, session)
+        return result
     raise _first_failure(failed, missing)
 
 

@@ -41,6 +41,7 @@ class Request(msgspec.Struct, kw_only=True):
 
     ``spawned_ns``: the parent's monotonic clock in nanoseconds just before the process was started.
     ``texts``: what the timed calls are made of; the tokens of the bundle's known answers where there are none.
+    ``writes``: the bundle's task is ``generate``.
     ``texts_file``: JSON Lines of strings whose outputs go to ``outputs_file`` (``.npz``), or None.
     """
 
@@ -55,6 +56,7 @@ class Request(msgspec.Struct, kw_only=True):
     spawned_ns: int = 0
     texts_file: str | None = None
     outputs_file: str | None = None
+    writes: bool = False
 
 
 class ProcessReport(msgspec.Struct, kw_only=True):
@@ -72,6 +74,8 @@ class ProcessReport(msgspec.Struct, kw_only=True):
         peak_rss_mib: peak resident memory after the timed calls.
         latencies_ms: one for each timed call of the artifact, in order.
         tokenize_ms: mean time to turn one of the given texts into tokens; None without texts.
+        ttft_ms: of a writer, whose timed calls are decode steps: from a prompt's tokens to the first token (median).
+        tokens_per_s: of a writer: while decoding.
         disk_mib: the artifact with its tokenizer.
     """
 
@@ -87,6 +91,8 @@ class ProcessReport(msgspec.Struct, kw_only=True):
     latencies_ms: list[float]
     tokenize_ms: float | None
     disk_mib: float
+    ttft_ms: float | None = None
+    tokens_per_s: float | None = None
 
     @property
     def samples(self) -> int:
@@ -144,6 +150,8 @@ def main(started: float) -> None:
 def _measured(request: Request, started: float, progress: Callable[[float], None]) -> ProcessReport:
     from .load import load
 
+    if request.writes:
+        return _measured_writer(request, started, progress)
     imported = time.perf_counter()
     student = load(
         request.bundle,
@@ -177,6 +185,52 @@ def _measured(request: Request, started: float, progress: Callable[[float], None
     if request.texts_file is not None and request.outputs_file is not None:
         _save_outputs(student, Path(request.texts_file), Path(request.outputs_file), progress)
     student.close()
+    return report
+
+
+def _measured_writer(request: Request, started: float, progress: Callable[[float], None]) -> ProcessReport:
+    from .bundle import decode_manifest
+    from .load import load_writer
+    from .measured_writing import prompts_for, save_foreseen, time_writing
+
+    imported = time.perf_counter()
+    writer = load_writer(
+        request.bundle,
+        runtime=request.runtime,
+        precision=request.precision,
+        device=request.device,
+        threads=request.threads,
+    )
+    loaded = time.perf_counter()
+    folder = writer.info.folder
+    writer.generate("A first text, to see how long it takes", max_new_tokens=1)
+    answered = time.perf_counter()
+    cold_ms = (time.monotonic_ns() - request.spawned_ns) / _MILLION
+    start_rss = peak_rss_mib()
+    manifest = decode_manifest((folder / "bundle.json").read_bytes(), folder)
+    prompts = prompts_for(manifest, writer.codec, request.texts)
+    with writer.borrowed() as session:
+        timed = time_writing(session, prompts, request.tokens, request.effort, progress)
+        peak_rss = peak_rss_mib()
+        if request.texts_file is not None and request.outputs_file is not None:
+            save_foreseen(session, writer.codec, Path(request.texts_file), Path(request.outputs_file), progress)
+    report = ProcessReport(
+        effective=writer.effective,
+        precision=writer.info.precision,
+        tokens=request.tokens,
+        import_ms=(imported - started) * 1000,
+        load_ms=(loaded - imported) * 1000,
+        first_ms=(answered - loaded) * 1000,
+        cold_ms=cold_ms,
+        start_rss_mib=start_rss,
+        peak_rss_mib=peak_rss,
+        latencies_ms=timed.steps_ms,
+        tokenize_ms=None,
+        disk_mib=writer.info.disk_mib,
+        ttft_ms=timed.ttft_ms,
+        tokens_per_s=timed.tokens_per_s,
+    )
+    writer.close()
     return report
 
 

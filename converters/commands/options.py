@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 Option = Callable[[_F], _F]
-TASKS = ("classify", "tag", "embed")
+TASKS = ("classify", "tag", "embed", "generate")
 _PATH = click.Path(path_type=Path)
 
 student_argument = click.argument("student")

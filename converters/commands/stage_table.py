@@ -17,6 +17,8 @@ _SHOWN = {
     "expected_calibration_error": "ECE",
     "cosine": "cosine",
     "spearman": "rank correlation",
+    "cross_entropy": "nats a token",
+    "agreement": "agreement",
 }
 
 
