@@ -96,6 +96,7 @@ class PrefixStore(Protocol):
 class Plan:
     """What is to be written, and with what.
 
+    ``lookup``: whether to guess by prompt lookup; None does where the session verifies alike.
     ``shared``: tokens at the beginning of ``prompt`` that other prompts have too (a system prompt); 0 for none.
     ``any_reuse``: whether tokens may be reused that were computed in other runs than a new session would take.
     """
@@ -107,7 +108,7 @@ class Plan:
     stops: StopStrings
     text: TextStream
     constraint: TokenConstraint | None = None
-    lookup: PromptLookup | None = None
+    lookup: bool | None = None
     prefixes: PrefixStore | None = None
     shared: int = 0
     any_reuse: bool = False
@@ -145,6 +146,7 @@ class GenerationRun:
         self._finish: FinishReason | None = None
         self._reused = 0
         self._fresh: CacheState | None = None
+        self._lookup: PromptLookup | None = None
         self._started = time.perf_counter()
         self._first: float | None = None
 
@@ -172,13 +174,13 @@ class GenerationRun:
             self._finished()
 
     def _write(self, logits: NDArray[np.float32]) -> Generator[str, None, None]:
-        plan, turn = self._plan, self._turn
+        turn, lookup = self._turn, self._lookup
         rows: NDArray[np.float32] = logits[None]
         guess: list[int] = []
         while True:
             text, written, accepted = self._choose(rows, guess)
-            if plan.lookup is not None:
-                plan.lookup.written(written, len(guess), accepted)
+            if lookup is not None:
+                lookup.written(written, len(guess), accepted)
             if self._first is None:
                 self._first = time.perf_counter()
             if guess and accepted < len(guess):
@@ -230,11 +232,10 @@ class GenerationRun:
         return text, written, accepted
 
     def _guess(self) -> list[int]:
-        lookup = self._plan.lookup
-        if lookup is None:
+        if self._lookup is None:
             return []
         # One token of the room is always the model's own.
-        return lookup.propose(self._room - len(self._tokens) - 1)
+        return self._lookup.propose(self._room - len(self._tokens) - 1)
 
     def _prefill(self) -> NDArray[np.float32] | None:
         """Bring the prompt into the cache, with what is there already; the last token's logits, None if cancelled."""
@@ -245,6 +246,9 @@ class GenerationRun:
                 self._finish = "cancelled"
                 return None
             self._reused = self._reuse(turns, cuts)
+            # Asked here, since an engine may have to try it out.
+            if plan.lookup or (plan.lookup is None and turns.session.verifies_alike):
+                self._lookup = PromptLookup(plan.prompt, turns.session.most_verified - 1)
         logits: NDArray[np.float32] | None = None
         for end in cuts:
             if end <= self._reused:
@@ -312,7 +316,7 @@ class GenerationRun:
                 total=end - self._started,
                 tokens_per_s=later / (end - first) if later > 0 and end > first else 0.0,
             ),
-            lookup=None if plan.lookup is None else plan.lookup.statistics,
+            lookup=None if self._lookup is None else self._lookup.statistics,
         )
         # After the text, since a slow disk would hold up its first token.
         if self._fresh is not None and plan.prefixes is not None:

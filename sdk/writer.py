@@ -19,7 +19,6 @@ from ..runtimes.decoder_contract import DecoderSession
 from .chat_template import ChatTemplate, Message, check_messages
 from .constraints import Constraints
 from .generation import Generation, GenerationRun, Plan, PrefixStore, common_length
-from .prompt_lookup import PromptLookup
 from .sampling import Sampler, Sampling
 from .session_turns import SessionTurns, Turn
 from .stop_strings import StopStrings
@@ -298,9 +297,6 @@ class Writer:
         limit = options.get("max_new_tokens", MAX_NEW_TOKENS)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise UsageError(f"max_new_tokens is {limit!r}; give a whole number")
-        session = self._turns.session
-        lookup = options.get("lookup")
-        looks_up = session.verifies_alike if lookup is None else lookup
         sampling = self._sampling(options)
         plan = Plan(
             prompt=tokens,
@@ -312,7 +308,7 @@ class Writer:
             constraint=self._constraints.constraint(
                 schema=options.get("schema"), regex=options.get("regex"), choices=options.get("choices")
             ),
-            lookup=PromptLookup(tokens, session.most_verified - 1) if looks_up else None,
+            lookup=options.get("lookup"),
             prefixes=self._prefixes,
             shared=shared,
             any_reuse=bool(options.get("any_reuse", False)),

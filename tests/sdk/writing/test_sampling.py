@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from edgescribe.errors import UsageError, WrongAnswerError
-from edgescribe.sdk.sampling import Sampler, Sampling, nucleus, top_tokens
+from edgescribe.sdk.sampling import Sampler, Sampling, nucleus, place_of, top_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ def test_top_tokens_are_those_of_a_full_sort(seed: int, vocabulary: int, k: int,
     np.testing.assert_array_equal(top_tokens(logits, k), expected)
 
 
-@given(seed=SEEDS, vocabulary=st.integers(1, 3000), top_p=st.floats(0.01, 0.999))
+@given(seed=SEEDS, vocabulary=st.integers(1, 5000), top_p=st.floats(0.01, 0.999))
 def test_nucleus_is_the_smallest_set_that_reaches_top_p(seed: int, vocabulary: int, top_p: float) -> None:
     weights = np.exp(logits_of(seed, vocabulary))
     kept = nucleus(weights, top_p)
@@ -60,6 +60,18 @@ def test_tokens_drawn_are_within_every_bound(
         before = among[:rank].sum() / among.sum()
         assert rank == 0 or before < top_p + 1e-5
         assert share[token] >= min_p * share.max() * (1 - 1e-5)
+
+
+@given(seed=SEEDS, count=st.integers(1, 3000), number=st.floats(0, 1, exclude_max=True), zeros=st.floats(0, 0.99))
+def test_place_is_where_the_running_sum_passes_the_number(seed: int, count: int, number: float, zeros: float) -> None:
+    draw = np.random.default_rng(seed)
+    weights = (draw.random(count) * (draw.random(count) >= zeros)).astype(np.float32)
+    weights[draw.integers(count)] = 0.5
+    place = place_of(weights, number)
+    sums = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
+    assert weights[place] > 0
+    assert sums[place] >= number - 1e-9
+    assert place == 0 or sums[place - 1] <= number + 1e-9
 
 
 def test_draws_follow_the_probabilities() -> None:
