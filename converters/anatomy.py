@@ -118,6 +118,7 @@ class Anatomy:
             sinusoids ``[n, width]``.
         ignored: patterns of tensors that play no part in the tasks served here.
         kind: ``encoder`` or ``decoder``: whose operators ``forward`` is written in.
+        scales_embeddings: embeddings are multiplied by the root of the hidden width (Gemma).
         own_head_width: the configuration has the width of a head, so that heads and hidden width are pruned apart.
         heads_divide_hidden: transformers takes only a hidden width that the number of heads divides.
     """
@@ -138,6 +139,7 @@ class Anatomy:
     sinusoids: Callable[[int], Callable[[NDArray[np.int64]], NDArray[np.float32]]] | None = None
     ignored: tuple[str, ...] = field(default=())
     kind: Literal["encoder", "decoder"] = "encoder"
+    scales_embeddings: bool = False
     own_head_width: bool = False
     heads_divide_hidden: bool = True
 

@@ -194,7 +194,7 @@ def _rotary(
         raise StudentError(f"{path} scales rotary positions by {kind!r}; supported are none, linear and Llama 3's")
     if "rope_freqs.weight" not in arrays:
         return {"rope_type": "default", "rope_theta": base}
-    scaling = llama3_scaling(arrays["rope_freqs.weight"].reshape(-1), base, int(config["head_dim"]))
+    scaling = llama3_scaling(arrays["rope_freqs.weight"].reshape(-1).tolist(), base, int(config["head_dim"]))
     if scaling is None:
         raise StudentError(f"{path} scales rotary positions by rope_freqs.weight otherwise than Llama 3 does")
     return scaling

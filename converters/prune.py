@@ -1,8 +1,9 @@
 """Pruning: units leave for good, and what remains is an ordinary, smaller checkpoint.
 
-Sizes are uniform over the layers, so that the family's own configuration describes the result. In every family
-served here the width of a head is ``hidden / heads`` by definition of the checkpoint format, so heads and hidden
-width go together (docs/decisions/003).
+Sizes are uniform over the layers, so that the family's own configuration describes the result. In encoders and GPT-2
+the width of a head is ``hidden / heads`` by definition of the checkpoint format, so heads and hidden width go together
+(docs/decisions/003). Other writers have it in their configuration, and the two are pruned apart; heads that share a
+key/value head leave together with it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import RecipeError
+from .anatomy import Parameter, Shape
 from .importance import Importance, measure_importance
 from .student import Student
 from .training_data import Example
@@ -27,7 +29,8 @@ class Pruning:
     """What a student shall be pruned to; None leaves a size as it is.
 
     ``layers``, ``neurons`` (of each feed-forward block), ``heads`` (of each layer), ``hidden`` width
-    (``heads x head width``; either follows from the other), ``positions`` (longest input in tokens) and
+    (``heads x head width``, either follows from the other; where the configuration has the width of a head, each by
+    itself, and ``heads`` a multiple of those that share a key/value head), ``positions`` (longest input in tokens) and
     ``vocabulary`` (most tokens to keep: those that domain text uses, most frequent first; 0 keeps all it uses).
     """
 
@@ -90,6 +93,9 @@ def _checked(student: Student, pruning: Pruning) -> Pruning:
     if pruning.vocabulary is not None and pruning.vocabulary < 0:
         raise RecipeError(f"the recipe asks for a vocabulary of {pruning.vocabulary}; give 0 or more tokens")
     hidden, heads = pruning.hidden, pruning.heads
+    if student.anatomy.own_head_width:
+        _check_groups(student, hidden or shape.hidden, heads or shape.heads)
+        return pruning
     if hidden is None and heads is not None:
         hidden = heads * width
     if heads is None and hidden is not None:
@@ -103,6 +109,20 @@ def _checked(student: Student, pruning: Pruning) -> Pruning:
     if hidden == shape.hidden:
         hidden = heads = None
     return replace(pruning, hidden=hidden, heads=heads)
+
+
+def _check_groups(student: Student, hidden: int, heads: int) -> None:
+    shape = student.shape
+    if heads % shape.group:
+        raise RecipeError(
+            f"the recipe asks for {heads} heads; {shape.group} of this student's heads share one key/value head and "
+            f"leave together: give a multiple of {shape.group}"
+        )
+    if student.anatomy.heads_divide_hidden and hidden % heads:
+        raise RecipeError(
+            f"the recipe leaves a hidden width of {hidden} with {heads} heads; transformers takes a "
+            f"{student.anatomy.model_type} only where the heads divide that width: give other numbers"
+        )
 
 
 def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -121,8 +141,9 @@ def keep_layers(importance: Importance, count: int) -> list[int]:
 def prune_units(student: Student, pruning: Pruning, importance: Importance) -> Student:
     """Keep the best heads, neurons and hidden units; layers, positions and vocabulary stay as they are.
 
-    Layer norms then run over fewer units: their gains and biases are corrected by the statistics of what they
-    gave before, so that the mean and spread of the units that stay are as they were.
+    Norms then run over fewer units: their gains and biases are corrected by the statistics of what they gave before,
+    so that the mean and spread of the units that stay are as they were. Where embeddings are scaled by the hidden
+    width, what layers add to them is scaled along.
 
     Raises:
         RecipeError: a hidden width that the family cannot have.
@@ -148,24 +169,48 @@ def prune_units(student: Student, pruning: Pruning, importance: Importance) -> S
                 kept = neurons[layer]
             elif role == "head":
                 kept = heads[layer]
-            elif role == "heads" and (numbers := heads[layer]) is not None:
-                kept = (numbers[:, None] * shape.head_width + torch.arange(shape.head_width)).reshape(-1)
+            elif role in ("heads", "kv_heads", "joined") and (numbers := heads[layer]) is not None:
+                kept = _units_of(numbers, role, shape)
             elif role == "sinusoids" and hidden is not None:
                 tensor = _refitted(student, tensor, len(hidden))
             if kept is not None:
                 tensor = tensor.index_select(axis, kept)
+        if hidden is not None and anatomy.scales_embeddings and _adds_to_hidden(parameter):
+            tensor = tensor * math.sqrt(len(hidden) / shape.hidden)
         state[name] = tensor.contiguous()
     config = copy.deepcopy(student.config)
     fields = anatomy.config_fields
-    if hidden is not None and pruning.heads is not None:
-        config[fields["hidden"]], config[fields["heads"]] = len(hidden), pruning.heads
-        if "head_width" in fields:
-            config[fields["head_width"]] = shape.head_width
+    sizes: dict[str, int] = {"neurons": pruning.neurons or shape.neurons}
+    if hidden is not None:
+        sizes["hidden"] = len(hidden)
         if follows and "embedding" in fields:
-            config[fields["embedding"]] = len(hidden)
-    if pruning.neurons is not None:
-        config[fields["neurons"]] = pruning.neurons
+            sizes["embedding"] = len(hidden)
+    if pruning.heads is not None:
+        sizes["heads"] = pruning.heads
+    if "head_width" in fields:
+        sizes["head_width"] = shape.head_width
+    if "kv_heads" in fields:
+        sizes["kv_heads"] = (pruning.heads or shape.heads) // shape.group
+    config |= {fields[name]: size for name, size in sizes.items()}
     return replace(student, config=config, state=state)
+
+
+def _units_of(groups: torch.Tensor, role: str, shape: Shape) -> torch.Tensor:
+    """Places of what belongs to the groups along an axis of that role; a group is a head where none share one."""
+    width, group = shape.head_width, shape.group
+    own = (groups[:, None] * width + torch.arange(width)).reshape(-1)
+    readers = (groups[:, None] * group * width + torch.arange(group * width)).reshape(-1)
+    if role == "joined":
+        keys = shape.heads * width
+        return torch.cat([readers, keys + own, keys + shape.kv_heads * width + own])
+    return own if role == "kv_heads" else readers
+
+
+def _adds_to_hidden(parameter: Parameter) -> bool:
+    """Whether a tensor is of a linear layer whose result is added to the hidden state."""
+    if parameter.kind == "matrix":
+        return parameter.axes[1 if parameter.matrix == "in_out" else 0] == "hidden"
+    return parameter.kind == "bias" and parameter.axes == ("hidden",)
 
 
 def _check_width(student: Student, hidden: int, embedding_follows: bool) -> None:
@@ -186,10 +231,11 @@ def _check_width(student: Student, hidden: int, embedding_follows: bool) -> None
 def _kept_heads(student: Student, pruning: Pruning, importance: Importance) -> list[torch.Tensor | None]:
     if pruning.heads is None:
         return [None] * len(importance.heads)
+    count = pruning.heads // student.shape.group
     if student.anatomy.heads_are_tied:
         together = torch.stack(importance.heads).sum(0)
-        return [_best(together, pruning.heads)] * len(importance.heads)
-    return [_best(scores, pruning.heads) for scores in importance.heads]
+        return [_best(together, count)] * len(importance.heads)
+    return [_best(scores, count) for scores in importance.heads]
 
 
 def _corrected_norm(
@@ -199,10 +245,10 @@ def _corrected_norm(
     if norm not in statistics.counts:
         return tensor
     count = statistics.counts[norm]
-    shift = float(statistics.sums[norm][kept].mean()) / count
+    shift = float(statistics.sums[norm][kept].mean()) / count if statistics.centred[norm] else 0.0
     spread = math.sqrt(max(float(statistics.squares[norm][kept].mean()) / count - shift * shift, 1e-6))
     if name.endswith(".weight"):
-        return tensor * spread
+        return (tensor + statistics.offsets[norm]) * spread - statistics.offsets[norm]
     return tensor + student.state[f"{norm}.weight"] * shift
 
 
@@ -226,6 +272,8 @@ def prune_layers(student: Student, kept: Sequence[int]) -> Student:
     anatomy = student.anatomy
     config = copy.deepcopy(student.config)
     config[anatomy.config_fields["layers"]] = len(kept)
+    if isinstance(config.get("layer_types"), list) and len(config["layer_types"]) == student.shape.layers:
+        config["layer_types"] = [config["layer_types"][layer] for layer in kept]
     if anatomy.shared_layers:
         return replace(student, config=config)
     state = {}

@@ -116,7 +116,7 @@ class TorchDecoder(TorchGraph):
         """See DecoderBuilder."""
         if self.norm_statistics is not None:
             mask = self._feeds.get("attention_mask", torch.ones(x.shape[:2]))
-            self.norm_statistics.add(norm.name, x, norm.eps, mask, centred=norm.kind == "layer")
+            self.norm_statistics.add(norm.name, x, norm.eps, mask, norm.kind == "layer", norm.offset)
         return self._normalized(x, norm)
 
     def _normalized(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:

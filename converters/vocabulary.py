@@ -4,7 +4,8 @@ What stays besides the tokens used: the special and added tokens, and every piec
 byte), so that any text can still be cut. Text of the domain is cut as before: in WordPiece the longest match
 stays the longest (and a word that none fits stays unknown, since the pieces stay that led there), in BPE every
 merge that leads to a kept token stays, in Unigram the best path stays the best (and the least likely piece stays,
-from which the price of an unknown character is reckoned).
+from which the price of an unknown character is reckoned). Of a writer the tokens stay too that its chat template puts
+around messages.
 """
 
 from __future__ import annotations
@@ -20,21 +21,15 @@ import torch
 from tokenizers import Tokenizer
 
 from ..errors import RecipeError, StudentError
+from . import generation_defaults
+from .chat_prompts import chat_prompts
 from .student import Student
 
 CHECKED = 2000
 """Texts that are cut by both tokenizers to see that they agree, when every token of the domain was kept."""
 
-ID_FIELDS = (
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "cls_token_id",
-    "sep_token_id",
-    "mask_token_id",
-    "unk_token_id",
-    "decoder_start_token_id",
-)
+ENCODER_ID_FIELDS = ("cls_token_id", "sep_token_id", "mask_token_id", "unk_token_id")
+"""Fields of ``config.json`` with a token's number, beside those of the generation defaults."""
 
 
 def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> Student:
@@ -52,14 +47,11 @@ def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> St
     tokenizer = Tokenizer.from_str(json.dumps(_rewritten(description, new_id)))
     if size == 0 or len(kept) < size:
         _check_agreement(student.tokenizer, tokenizer, new_id, texts[:CHECKED])
-    config = copy.deepcopy(student.config)
+    config = generation_defaults.renumbered(copy.deepcopy(student.config), new_id)
     config[student.anatomy.config_fields["vocabulary"]] = len(kept)
-    for field in ID_FIELDS:
-        value = config.get(field)
-        if isinstance(value, int):
-            config[field] = new_id.get(value)
-        elif isinstance(value, list):
-            config[field] = [new_id[number] for number in value if number in new_id]
+    for field in ENCODER_ID_FIELDS:
+        if isinstance(config.get(field), int):
+            config[field] = new_id.get(config[field])
     # Where positions are counted from the padding token (RoBERTa), they move down with it.
     moved = student.shape.position_offset - student.anatomy.shape(config).position_offset
     if moved:
@@ -85,6 +77,7 @@ def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> St
         tokenizer=tokenizer,
         tokenizer_config=tokenizer_config,
         pad_id=new_id.get(student.pad_id, 0),
+        generation=generation_defaults.renumbered(student.generation, new_id),
     )
 
 
@@ -147,9 +140,8 @@ def _kept_ids(student: Student, description: Mapping[str, Any], counts: Counter[
     model = description["model"]
     vocabulary = _vocabulary(model)
     must = {entry["id"] for entry in description.get("added_tokens") or ()}
-    for field in ID_FIELDS:
-        value = student.config.get(field)
-        must.update(number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int))
+    must |= generation_defaults.token_ids(student.config) | generation_defaults.token_ids(student.generation)
+    must.update(number for field in ENCODER_ID_FIELDS if isinstance(number := student.config.get(field), int))
     must |= {student.pad_id, *_processor_ids(description.get("post_processor"))}
     must.update(number for fixed in student.anatomy.fixed_ids for number in range(fixed + 1))
     unknown = _unknown_id(model)
@@ -163,13 +155,17 @@ def _kept_ids(student: Student, description: Mapping[str, Any], counts: Counter[
         is_character = len(bare) == 1 and (_is_common(bare) or counts[number] > 0)
         if is_character or (token.startswith("<0x") and token.endswith(">")):
             must.add(number)
-    if size and size < len(must):
-        raise RecipeError(
-            f"the recipe asks for a vocabulary of {size}; {len(must)} tokens must stay (special tokens and single "
-            "characters): give more, or 0 for all that the domain text uses"
-        )
     parents = _merge_parents(model, vocabulary)
     kept = set(must)
+    for prompt in chat_prompts(student):
+        for number in student.tokenizer.encode(prompt).ids:
+            if number not in kept:
+                kept |= _closure(number, parents, kept)
+    if size and size < len(kept):
+        raise RecipeError(
+            f"the recipe asks for a vocabulary of {size}; {len(kept)} tokens must stay (special tokens, single "
+            "characters and a chat template's words): give more, or 0 for all that the domain text uses"
+        )
     for number, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if number in kept:
             continue

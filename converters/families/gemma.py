@@ -55,6 +55,7 @@ ANATOMY = Anatomy(
     layer_prefix=LAYER,
     ignored=IGNORED,
     kind="decoder",
+    scales_embeddings=STYLE.scales_embeddings,
     own_head_width=True,
     heads_divide_hidden=False,
 )

@@ -282,42 +282,44 @@ def writer_tokenizer() -> Callable[[], Any]:
     return lambda: Tokenizer.from_str(text)
 
 
+def build_writer(family: str, vocabulary: int, seed: int, options: dict[str, Any]) -> Any:
+    """transformers' model, each of whose weights is large enough to show in the logits, biases and norms too."""
+    import torch
+    import transformers
+    from edgescribe.converters.anatomy import anatomy_of
+
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": vocabulary}
+    config = transformers.AutoConfig.for_model(family, **{**settings, **writer_sizes(family), **options})
+    torch.manual_seed(seed)
+    model = getattr(transformers, anatomy_of(family).architectures["generate"])(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    defaults = {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 0}
+    model.generation_config = transformers.GenerationConfig(**defaults, do_sample=True, temperature=0.7, top_p=0.9)
+    return model
+
+
+WRITER_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+
+
 @pytest.fixture(scope="session")
 def make_writer_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, writer_tokenizer: Callable[[], Any]
 ) -> Callable[..., tuple[Path, Any]]:
-    """``make_writer_checkpoint(family, seed=0, **config)``: a writer's folder as transformers saves it, and its model.
-
-    Every weight is large enough to show in the logits, biases and norms too.
-    """
+    """``make_writer_checkpoint(family, seed=0, **config)``: a folder as transformers saves it, and its model."""
 
     def make(family: str, seed: int = 0, **options: Any) -> tuple[Path, Any]:
-        import torch
-        import transformers
-        from edgescribe.converters.anatomy import anatomy_of
+        from transformers import PreTrainedTokenizerFast
 
         tokenizer = writer_tokenizer()
-        settings = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": tokenizer.get_vocab_size()}
-        config = transformers.AutoConfig.for_model(family, **{**settings, **writer_sizes(family), **options})
-        torch.manual_seed(seed)
-        model = getattr(transformers, anatomy_of(family).architectures["generate"])(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(0, 0.3)
-                else:
-                    parameter.add_(torch.randn_like(parameter) * 0.2)
-        model.generation_config = transformers.GenerationConfig(
-            bos_token_id=1, eos_token_id=[2, 0], pad_token_id=0, do_sample=True, temperature=0.7, top_p=0.9
-        )
+        model = build_writer(family, tokenizer.get_vocab_size(), seed, options)
         folder = tmp_path_factory.mktemp(family)
         model.save_pretrained(folder)
-        fast = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            bos_token="<|im_start|>",
-            eos_token="<|im_end|>",
-            pad_token="<|endoftext|>",
-        )
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **WRITER_TOKENS)
         fast.chat_template = CHAT
         fast.save_pretrained(folder)
         return folder, model
@@ -326,11 +328,36 @@ def make_writer_checkpoint(
 
 
 @pytest.fixture(scope="session")
-def make_writer(make_writer_checkpoint: Callable[..., tuple[Path, Any]]) -> Callable[..., Any]:
-    """``make_writer(family, seed=0, **config)``: a tiny writer that was read from a folder."""
-    from edgescribe.converters.read import read_student
+def make_writer(writer_tokenizer: Callable[[], Any]) -> Callable[..., Any]:
+    """``make_writer(family, seed=0, **config)``: a tiny writer as it is read from such a folder, without the folder."""
+    import json
 
-    return lambda family, **options: read_student(make_writer_checkpoint(family, **options)[0], "generate")
+    from edgescribe.converters.student import Student
+
+    def make(family: str, seed: int = 0, **options: Any) -> Any:
+        tokenizer = writer_tokenizer()
+        model = build_writer(family, tokenizer.get_vocab_size(), seed, options)
+        tied = model.config.tie_word_embeddings
+        return Student(
+            config=json.loads(model.config.to_json_string(use_diff=False)),
+            state={
+                name: tensor.detach().clone()
+                for name, tensor in model.state_dict().items()
+                if not (tied and name == "lm_head.weight")
+            },
+            tokenizer=tokenizer,
+            tokenizer_config=dict(WRITER_TOKENS),
+            task="generate",
+            labels=(),
+            max_tokens=48,
+            pad_id=0,
+            source=family,
+            sha256="",
+            generation=json.loads(model.generation_config.to_json_string()),
+            chat_template=CHAT,
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")
