@@ -35,6 +35,7 @@ from hypothesis import strategies as st
 EXPORTERS = {
     "onnxruntime": ("edgescribe.converters.export.onnx_decoder", "export_onnx_decoder", "decoder.onnx"),
     "litert": ("edgescribe.converters.export.litert_decoder", "export_litert_decoder", "decoder.tflite"),
+    "openvino": ("edgescribe.converters.export.openvino_decoder", "export_openvino_decoder", "decoder.xml"),
 }
 PRECISIONS = ("fp32", "w8a8-dynamic", "w4a8-dynamic")
 TOLERANCES = {"fp32": 1e-4, "w8a8-dynamic": 0.05, "w4a8-dynamic": 0.05}

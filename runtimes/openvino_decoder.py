@@ -1,0 +1,160 @@
+"""Decoders in OpenVINO: ``.xml`` files with their ``.bin``, on the CPU or an NPU.
+
+On x86-64 sessions hold their keys and values in blocks (:mod:`~edgescribe.runtimes.openvino_decoder_caches`), in
+float16, or float32 where weights are: the plugin's own choice, int8, rounds a block's keys anew with each token, so
+that a token's logits would depend on the way to it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BundleError, EngineError
+from .checked_decoder import CheckedDecoder, check_answers, check_memory, checked_context
+from .code_pages import release_code
+from .contract import Effective
+from .decoder_contract import DecoderMemory, DecoderOptions
+from .openvino import NAME, _config, _device, _effective, _last_line, _version, engine
+from .openvino_decoder_caches import DecoderCache, GrowingCache, PagedCache
+from .openvino_decoder_file import DecoderFile, read_decoder_file
+from .threads import thread_count
+
+CHUNK = 128
+"""Tokens of one run of prefill."""
+
+MOST_VERIFIED = 16
+
+_REFUSALS = (RuntimeError, UnicodeDecodeError)
+
+
+class OpenVinoDecoder(CheckedDecoder):
+    """A decoder opened in OpenVINO; see :class:`~edgescribe.runtimes.decoder_contract.DecoderSession`.
+
+    Args:
+        new_cache: makes an empty cache on the weights; called again for each fork.
+    """
+
+    most_verified = MOST_VERIFIED
+    chunk = CHUNK
+
+    def __init__(
+        self, new_cache: Callable[[], DecoderCache], file: DecoderFile, context: int, effective: Effective
+    ) -> None:
+        super().__init__()
+        self.effective, self.context, self.vocabulary = effective, context, file.vocabulary
+        self._file = file
+        self._new_cache: Callable[[], DecoderCache] | None = new_cache
+        self._cache: DecoderCache | None = new_cache()
+        self.verifies_alike = self._cache.rounds
+
+    def _run(self, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32]:
+        return self._open_cache().run(tokens, self._length, wanted)
+
+    def _read_cache(self) -> dict[str, NDArray[np.generic]]:
+        return self._open_cache().read(self._length)
+
+    def _write_cache(self, arrays: dict[str, NDArray[np.generic]], length: int) -> None:
+        self._open_cache().write(arrays, length)
+
+    def _forked(self) -> OpenVinoDecoder:
+        if self._new_cache is None:
+            raise EngineError("this session was closed; open the artifact again")
+        return OpenVinoDecoder(self._new_cache, self._file, self.context, self.effective)
+
+    def _free(self) -> None:
+        self._open_cache().free()
+        self._cache = self._new_cache = None
+
+    def _open_cache(self) -> DecoderCache:
+        if self._cache is None:
+            raise EngineError("this session was closed; open the artifact again")
+        return self._cache
+
+
+class OpenVinoDecoders:
+    """The adapter of OpenVINO for decoders. ``paged``: whether sessions hold their cache in blocks; None: as the
+    processor allows."""
+
+    name = NAME
+
+    def __init__(self, paged: bool | None = None) -> None:
+        self._paged = paged
+
+    def open_decoder(self, artifact: Path, options: DecoderOptions) -> OpenVinoDecoder:
+        """Compile an ``.xml`` file for the CPU or the NPU; see DecoderRuntime.
+
+        ``options.cache_dir`` keeps the compiled model where the cache is not paged: the engine cannot read a model
+        with ``PagedAttention`` back. ``options.spinning`` changes nothing: OpenVINO's threads are TBB's, which decide
+        that themselves.
+        """
+        threads = thread_count(options.threads)
+        file = read_decoder_file(artifact)
+        context = checked_context(options.context, file.context, artifact)
+        check_memory(_memory(file, context), options.memory_limit, context, artifact)
+        module = engine()
+        core = module.Core()
+        device = _device(core, options.device)
+        paged = device == "CPU" and (_has_paged_attention() if self._paged is None else self._paged)
+        config = _config(device, threads, None if paged else options.cache_dir)
+        if device == "CPU":
+            config["KV_CACHE_PRECISION"] = f"f{file.cache_bits}"
+        compiled = _compile(module, core, artifact, device, config, paged)
+        effective = _effective(module, compiled, threads)
+        if effective.device != options.device:
+            raise EngineError(f"OpenVINO runs {artifact} on {effective.provider} instead of {device}")
+
+        def new_cache() -> DecoderCache:
+            return PagedCache(module, compiled, file, context) if paged else GrowingCache(module, compiled, file)
+
+        session = OpenVinoDecoder(new_cache, file, context, effective)
+        try:
+            check_answers(session, tuple(options.answers), artifact)
+        except BaseException:
+            session.close()
+            raise
+        release_code(Path(module.__file__).parent)  # what read and compiled the model
+        return session
+
+    def predicted_memory(self, artifact: Path, context: int | None = None) -> DecoderMemory:
+        """See DecoderRuntime."""
+        file = read_decoder_file(artifact)
+        return _memory(file, checked_context(context, file.context, artifact))
+
+
+DECODER = OpenVinoDecoders()
+
+
+def _has_paged_attention() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _compile(module: Any, core: Any, artifact: Path, device: str, config: dict[str, Any], paged: bool) -> Any:
+    try:
+        if not paged:
+            return core.compile_model(str(artifact), device, config)
+        model = core.read_model(str(artifact))
+    except _REFUSALS as error:
+        raise BundleError(
+            f"{artifact} with its .bin is not a readable OpenVINO model: {_last_line(error)}; copy the bundle anew"
+        ) from error
+    try:
+        transformations = importlib.import_module("openvino._offline_transformations")
+        transformations.paged_attention_transformation(model)
+        return core.compile_model(model, device, config)
+    except (*_REFUSALS, ImportError, AttributeError) as error:
+        raise EngineError(f"OpenVINO {_version(module)} refuses {artifact}: {_last_line(error)}") from error
+
+
+def _memory(file: DecoderFile, context: int) -> DecoderMemory:
+    mib = 1 << 20
+    widest = max(4 * file.hidden, 3 * file.neurons + 2 * file.hidden)
+    scratch = 4 * (CHUNK * widest + 2 * file.vocabulary)
+    cache = context * file.token_bytes
+    return DecoderMemory(weights=2 * file.file_bytes, cache=cache, scratch=scratch, engine=80 * mib)
