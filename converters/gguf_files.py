@@ -127,7 +127,7 @@ def read_gguf(path: Path) -> StoredStudent:
     for name, tensor in tensors.items():
         try:
             arrays[name] = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        except (NotImplementedError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:
             kind = tensor.tensor_type.name
             raise StudentError(f"{path}: {name} is stored as {kind}, which cannot be read: {error}") from error
     if "token_embd.weight" not in arrays:

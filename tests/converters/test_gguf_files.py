@@ -16,7 +16,7 @@ import sentencepiece
 import torch
 import transformers
 from edgescribe.converters.anatomy import DECODERS
-from edgescribe.converters.families.decoder_layers import llama3_scaling
+from edgescribe.converters.families.decoder_layers import llama3_scaling, rotary_of
 from edgescribe.converters.gguf_files import FIELDS, GPT2_FIELDS, GPT2_LAYER_NAMES, GPT2_NAMES, LAYER_NAMES, NAMES
 from edgescribe.converters.read import read_student
 from edgescribe.converters.student import Student
@@ -183,8 +183,6 @@ def test_scaled_rotary_positions(make_writer: Callable[..., Student], write_gguf
     base = student.config["rope_parameters"]["rope_theta"]
     scaling = {"rope_type": "llama3", "rope_theta": base, "factor": 8.0, "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
-    from edgescribe.converters.families.decoder_layers import rotary_of
-
     wanted = rotary_of({"rope_parameters": scaling}, 64).frequencies
     plain = rotary_of({"rope_theta": base}, 64).frequencies
     divisors = np.array([each / other for each, other in zip(plain, wanted, strict=True)], np.float32)
@@ -276,6 +274,8 @@ def test_what_is_not_read_is_refused(make_writer: Callable[..., Student], write_
     refused(write_gguf(student, change=lambda writer: writer.add_sliding_window(8)), "sliding-window")
     odd = np.ones(4, np.float32)
     refused(write_gguf(student, change=lambda writer: writer.add_tensor("blk.0.ffn_gate_inp.weight", odd)), "no use")
+    whole_numbers = np.ones(4, np.int8)
+    refused(write_gguf(student, change=lambda writer: writer.add_tensor("output.bias", whole_numbers)), "stored as I8")
     refused(write_gguf(student, leave_out=("block_count",)), "num_hidden_layers")
     path = tmp_path / "phi.gguf"
     writer = gguf.GGUFWriter(path, "phi3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from edgescribe.converters.importance import measure_importance
 from edgescribe.converters.prune import Pruning, prune, prune_positions
 from edgescribe.converters.read import read_student
 from edgescribe.converters.student import Student
+from edgescribe.converters.torch_decoder import graph_of
 from edgescribe.converters.training_data import make_examples
 from edgescribe.converters.vocabulary import trim_vocabulary, trimmed_size
 from edgescribe.errors import RecipeError
@@ -307,8 +309,6 @@ def test_special_tokens_are_renumbered(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """With special tokens at the end of the vocabulary, as Qwen and Llama 3 have them."""
-    from dataclasses import replace
-
     student = make_writer("llama", vocab_size=401)
     tokenizer = writer_tokenizer()
     tokenizer.add_special_tokens(["<|begin|>", "<|turn|>", "<|fill|>"])
@@ -395,8 +395,6 @@ def test_units_that_foresee_the_text_score_highest(make_writer: MakeWriter, sent
                     width = 4 * (3 if role == "heads" else 1)
                     tensor.narrow(axis, group * width, width).mul_(factor)
             state[name] = tensor
-        from edgescribe.converters.torch_decoder import graph_of
-
         graph, total, count = graph_of(student.with_state(state)), 0.0, 0
         for text in sentences:
             ids = torch.tensor([student.tokenizer.encode(text).ids])
