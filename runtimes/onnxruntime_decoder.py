@@ -18,22 +18,35 @@ from .checked_decoder import CheckedDecoder, check_answers, check_memory, checke
 from .contract import Effective
 from .decoder_contract import DecoderMemory, DecoderOptions, DecoderSession
 from .onnxruntime import NAME, PROVIDER, engine
-from .onnxruntime_decoder_file import DecoderFile, read_decoder_file
+from .onnxruntime_decoder_file import DecoderFile, data_file, read_decoder_file
+from .onnxruntime_decoder_pages import release_read_pages
 from .threads import thread_count
 
 CHUNK = 128
 """Tokens of one run of prefill."""
 
 MOST_VERIFIED = 16
+
+ENGINE_BYTES = 60 << 20
+"""What Python, numpy and ONNX Runtime 1.31 take on x86-64 Linux with a session of no weights."""
+
+SPARE = 1
+"""Rows that a step of one token has attention compute beside its own: see the exporter's graph, input ``spare``."""
+
+_TRIED_TOKENS = 7
 _DAMAGED = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel", "UnicodeDecodeError")
 _FATAL_ONLY = 4
 
 
 class SharedWeights:
-    """An engine's session with the number of decoder sessions that use it; freed with the last."""
+    """An engine's session with the number of decoder sessions that use it; freed with the last.
+
+    ``alike``: whether a step gives the bits of a verification on this machine; None while nobody asked.
+    """
 
     def __init__(self, module: Any, session: Any) -> None:
         self.module, self.session = module, session
+        self.alike: bool | None = None
         self._users, self._lock = 0, threading.Lock()
 
     def enter(self) -> None:
@@ -52,7 +65,6 @@ class SharedWeights:
 class OnnxRuntimeDecoder(CheckedDecoder):
     """A decoder opened in ONNX Runtime; see :class:`~edgescribe.runtimes.decoder_contract.DecoderSession`."""
 
-    verifies_alike = False
     most_verified = MOST_VERIFIED
     chunk = CHUNK
 
@@ -60,12 +72,13 @@ class OnnxRuntimeDecoder(CheckedDecoder):
         super().__init__()
         self.effective, self.context, self.vocabulary = effective, context, file.vocabulary
         self._weights, self._file = weights, file
+        self._wants_alike = True
         weights.enter()
         module = weights.module
         self._value = module.OrtValue.ortvalue_from_numpy
         self._binding: Any = weights.session.io_binding()
         # Memory that is never written is never taken, so a long context costs nothing before it is used.
-        shape = (1, file.cache_heads, context, file.cache_width)
+        shape = (1, file.cache_heads, context + SPARE, file.cache_width)
         self._cache: dict[str, NDArray[np.float32]] = {}
         self._bound: list[Any] = []
         for layer in range(file.layers):
@@ -74,11 +87,14 @@ class OnnxRuntimeDecoder(CheckedDecoder):
                 value = self._bind_input(f"past.{layer}.{part}", memory)
                 self._binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
         self._ids = np.zeros((1, CHUNK), np.int32)
-        self._last, self._total = np.zeros(1, np.int32), np.zeros((), np.int32)
-        self._wanted_from = np.zeros(1, np.int64)
+        self._first, self._last, self._total = np.zeros((), np.int32), np.zeros(1, np.int32), np.zeros((), np.int32)
+        self._wanted_from, self._spare = np.zeros(1, np.int64), np.zeros(6, np.int64)
         self._logits = np.empty((1, MOST_VERIFIED, file.vocabulary), np.float32)
-        for name, array in (("last", self._last), ("total", self._total), ("wanted_from", self._wanted_from)):
-            self._bind_input(name, array)
+        self._bind_input("first", self._first)
+        self._bind_input("last", self._last)
+        self._bind_input("total", self._total)
+        self._bind_input("wanted_from", self._wanted_from)
+        self._bind_input("spare", self._spare)
         self._ids_of: dict[int, Any] = {}
         self._logits_of: dict[int, Any] = {}
         self._bound_tokens = self._bound_rows = 0
@@ -89,12 +105,47 @@ class OnnxRuntimeDecoder(CheckedDecoder):
         self._binding.bind_ortvalue_input(name, value)
         return value
 
+    @property
+    def verifies_alike(self) -> bool:
+        """See DecoderSession; found out by trying at the first question, with four short runs.
+
+        May be set to False: steps then take a few hundredths less time (a quarter at 1,000 tokens), and give other
+        last bits than ``verify``.
+        """
+        if self._wants_alike and self._weights.alike is None:
+            self._check_open()
+            self._weights.alike = self._tried()
+        return self._wants_alike and self._weights.alike is True
+
+    @verifies_alike.setter
+    def verifies_alike(self, wanted: bool) -> None:
+        self._wants_alike = wanted
+
+    def _tried(self) -> bool:
+        """Whether a token among others and the same one alone get equal logits in a session of its own."""
+        most = min(_TRIED_TOKENS, self._file.context)
+        tokens = np.arange(most, dtype=np.int32) % self.vocabulary
+        trial = OnnxRuntimeDecoder(self._weights, self._file, most, self.effective)
+        try:
+            whole = trial.verify(tokens)
+            for count in range(1, min(4, most)):
+                trial.rewind(most - count)
+                alone = trial.verify(tokens[-count:])
+                if not np.array_equal(alone, whole[-count:]):
+                    return False
+        finally:
+            trial.close()
+        return True
+
     def _run(self, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32]:
         count, rows = len(tokens), max(1, wanted)
         self._ids[0, :count] = tokens
-        total = self._length + count
+        spare = SPARE if count == 1 and self._wants_alike and self._weights.alike is not False else 0
+        total = self._length + count + spare
+        self._first[()] = self._length
         self._last[0] = total - 1
         self._total[()] = total
+        self._spare[4] = spare
         self._wanted_from[0] = count - rows
         if count != self._bound_tokens:
             if count not in self._ids_of:
@@ -160,6 +211,7 @@ class OnnxRuntimeDecoders:
                 f"(providers of this build: {providers}); ask for device 'cpu', or take the runtime openvino for an NPU"
             )
         session = _open(module, artifact, threads, options.spinning)
+        release_read_pages(data_file(artifact))
         decoder = OnnxRuntimeDecoder(SharedWeights(module, session), file, context, _effective(module, session))
         try:
             check_answers(decoder, tuple(options.answers), artifact)
@@ -178,10 +230,9 @@ DECODER = OnnxRuntimeDecoders()
 
 
 def _memory(file: DecoderFile, context: int) -> DecoderMemory:
-    mib = 1 << 20
-    widest = max(4 * file.hidden, 3 * file.neurons + 2 * file.hidden)
-    scratch = 4 * (CHUNK * widest + 2 * file.vocabulary)
-    return DecoderMemory(weights=file.file_bytes, cache=context * file.token_bytes, scratch=scratch, engine=60 * mib)
+    # The engine's arena keeps up to twice of what the largest chunk's tensors take at a time.
+    scratch = 8 * CHUNK * (6 * file.hidden + 3 * file.neurons) + 8 * file.vocabulary
+    return DecoderMemory(file.weight_bytes, (context + SPARE) * file.token_bytes, scratch, ENGINE_BYTES)
 
 
 def _open(module: Any, artifact: Path, threads: int, spinning: bool) -> Any:

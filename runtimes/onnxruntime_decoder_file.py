@@ -17,7 +17,7 @@ _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 class DecoderFile:
     """Sizes of an artifact: the most tokens it takes, V, layers, and of its cache the heads and their width.
 
-    ``hidden``, ``neurons`` and ``heads`` are the model's widths; ``file_bytes`` what its files hold.
+    ``hidden`` and ``neurons`` are the model's widths; ``weight_bytes`` what its weights take in memory.
     """
 
     precision: str
@@ -28,13 +28,17 @@ class DecoderFile:
     cache_width: int
     hidden: int
     neurons: int
-    heads: int
-    file_bytes: int
+    weight_bytes: int
 
     @property
     def token_bytes(self) -> int:
         """Bytes that a token takes in the cache."""
         return 2 * 4 * self.layers * self.cache_heads * self.cache_width
+
+
+def data_file(path: Path) -> Path:
+    """Where an artifact's large constants are."""
+    return path.with_name(f"{path.name}.data")
 
 
 def read_decoder_file(path: Path) -> DecoderFile:
@@ -44,24 +48,22 @@ def read_decoder_file(path: Path) -> DecoderFile:
         BundleError: the file, or its data file, is missing, damaged or not a decoder's.
     """
     check_artifact_file(path, ".onnx", "ONNX Runtime")
-    data = path.with_name(f"{path.name}.data")
     try:
-        content = path.read_bytes()
-        properties = _properties(content)
+        properties = _properties(path.read_bytes())
         if properties.get("kind") != KIND:
             raise BundleError(f"{path} is not a decoder made by this version of edgescribe: export it anew")
-        sizes = {name: int(properties[name]) for name in DecoderFile.__dataclass_fields__ if name not in _ELSEWHERE}
-        total = len(content) + (data.stat().st_size if data.exists() else 0)
+        sizes = {name: int(properties[name]) for name in DecoderFile.__dataclass_fields__ if name != "precision"}
+        precision = properties["precision"]
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not a readable ONNX file: {error!r}; copy the bundle anew") from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}; check the bundle's folder") from error
+    data = data_file(path)
+    if not data.is_file():
+        raise BundleError(f"{data} is missing, which holds the weights of {path.name}; copy the bundle anew")
     if min(sizes.values()) < 1:
         raise BundleError(f"{path} gives itself a size below 1: it is damaged, copy the bundle anew")
-    return DecoderFile(precision=properties["precision"], file_bytes=total, **sizes)
-
-
-_ELSEWHERE = ("precision", "file_bytes")
+    return DecoderFile(precision=precision, **sizes)
 
 
 def _properties(content: bytes) -> dict[str, str]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from ...errors import BundleError, OutputError, UsageError
 from ..anatomy import Anatomy, Shape
 from ..quantized_weights import BLOCK, QuantizedWeights
+from .onnx_decoder_data import constant_arrays
 from .onnx_decoder_graph import OnnxDecoderGraph
 from .onnx_decoder_products import unpack_int4, unpack_int8
-from .onnx_external_data import constant_arrays
 
 LINEAR_OPERATORS = ("MatMulNBits", "FusedMatMul", "MatMul", "Gemm")
 KIND = "edgescribe decoder 1"
@@ -84,7 +84,7 @@ def export_onnx_decoder(anatomy: Anatomy, shape: Shape, weights: QuantizedWeight
         "cache_width": str(width),
         "hidden": str(shape.hidden),
         "neurons": str(shape.neurons),
-        "heads": str(shape.heads),
+        "weight_bytes": str(graph.products.resident),
     }
     graph.writer.write(path, properties)
 
@@ -138,6 +138,7 @@ def kernel_report(path: Path) -> list[DecoderKernel]:
     Raises:
         BundleError: the file is not a readable ONNX model.
     """
+    _read(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:

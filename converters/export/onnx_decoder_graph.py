@@ -2,8 +2,13 @@
 
 The graph takes T tokens of one text and what its cache holds:
 
-- ``input_ids`` int32 ``[1, T]``; ``last`` int32 ``[1]`` and ``total`` int32, the place of the last of them and the
-  number of all tokens, cached ones included; ``wanted_from`` int64 ``[1]``, from which of the T on logits are wanted;
+- ``input_ids`` int32 ``[1, T]`` and ``first`` int32, the place of the first of them in the text;
+- ``wanted_from`` int64 ``[1]``: from which of the T on logits are wanted;
+- ``spare`` int64 ``[6]``: zeros, but S in the last but one place: rows of zeros put behind the T for attention alone.
+  ONNX Runtime attends for one token by another kernel than for several, whose results differ in the last bits; with one
+  spare row a token gets the very logits that it would get among others. All other kernels treat rows alike;
+- ``last`` int32 ``[1]`` and ``total`` int32: the place of the last row in the text, and the number of all, cached ones
+  and spare ones included;
 - ``past.<layer>.key`` and ``.value`` float32 ``[1, K, capacity, D]`` and the outputs ``present.<layer>.…``, to be bound
   to the same memory: new keys and values are then written where they belong and nothing is copied;
 - ``logits`` float32 ``[1, wanted, V]``.
@@ -25,9 +30,12 @@ from ...errors import StudentError
 from ..decoder_graph import Attention, Norm, Rotary
 from ..graph import ActivationKind
 from ..quantized_weights import QuantizedWeights
+from .onnx_decoder_data import ExternalNodeWriter
 from .onnx_decoder_products import DecoderProducts
-from .onnx_external_data import ExternalNodeWriter
 from .onnx_nodes import CONTRIB
+
+SPARE = 1
+"""Most spare rows."""
 
 WIDTH_STEP, ROTARY_STEP = 8, 16
 """GroupQueryAttention takes head widths that are multiples of the first; with the rotary turn inside, of the second."""
@@ -69,11 +77,14 @@ class OnnxDecoderGraph:
         self.cache_widths: dict[int, tuple[int, int]] = {}
         self.vocabulary = 0
         self._positions: str | None = None
+        self._tokens: str | None = None
         self._rotations: dict[Rotary, tuple[str, str]] = {}
         self.writer.declare_input("input_ids", TensorProto.INT32, [1, "tokens"])
+        self.writer.declare_input("first", TensorProto.INT32, [])
         self.writer.declare_input("last", TensorProto.INT32, [1])
         self.writer.declare_input("total", TensorProto.INT32, [])
         self.writer.declare_input("wanted_from", TensorProto.INT64, [1])
+        self.writer.declare_input("spare", TensorProto.INT64, [6])
 
     def real(self, x: Hidden) -> str:
         """The tensor's own name; a joined product is cut for it."""
@@ -111,8 +122,7 @@ class OnnxDecoderGraph:
         if self._positions is None:
             node, constant = self.writer.node, self.writer.constant
             tokens = node("Cast", [node("Size", ["input_ids"])], to=TensorProto.INT32)
-            first = node("Sub", ["total", tokens])
-            places = node("Range", [first, "total", constant(np.int32(1))])
+            places = node("Range", ["first", node("Add", ["first", tokens]), constant(np.int32(1))])
             self._positions = node("Unsqueeze", [places, self.writer.integers(0)])
         return self._positions
 
@@ -206,7 +216,7 @@ class OnnxDecoderGraph:
         parts = (query, key, value)
         packed = padded == width and (inside or rotary is None) and self._packed(parts)
         if packed:
-            inputs = [packed, "", ""]
+            inputs = [self._with_spare(packed), "", ""]
         else:
             heads = (attention.heads, attention.kv_heads, attention.kv_heads)
             inputs = [self.real(part) for part in parts]
@@ -214,6 +224,7 @@ class OnnxDecoderGraph:
                 inputs[:2] = [self._turned(x, rotary, n) for x, n in zip(inputs[:2], heads[:2], strict=True)]
             if padded != width:
                 inputs = [self._padded(x, n, padded - width) for x, n in zip(inputs, heads, strict=True)]
+            inputs = [self._with_spare(x) for x in inputs]
         inputs += [f"past.{layer}.key", f"past.{layer}.value", "last", "total"]
         if rotary is not None and inside:
             inputs += self._rotation(rotary)
@@ -224,7 +235,17 @@ class OnnxDecoderGraph:
             do_rotary=int(inside), rotary_interleaved=0,
         )  # fmt: skip
         self._declare_cache(layer, attention.kv_heads, padded)
-        return outputs[0] if padded == width else self._cut(outputs[0], attention.heads, width)
+        context = self._without_spare(outputs[0])
+        return context if padded == width else self._cut(context, attention.heads, width)
+
+    def _with_spare(self, x: str) -> str:
+        return self.writer.node("Pad", [x, "spare"])
+
+    def _without_spare(self, x: str) -> str:
+        if self._tokens is None:
+            self._tokens = self.writer.node("Shape", ["input_ids"], start=1, end=2)
+        first, axis = self.writer.integers(0), self.writer.integers(1)
+        return self.writer.node("Slice", [x, first, self._tokens, axis])
 
     @staticmethod
     def _packed(parts: tuple[Hidden, ...]) -> str | None:
@@ -249,7 +270,7 @@ class OnnxDecoderGraph:
         """Cosines and sines of all positions, float32 ``[context, D / 2]`` each, stored once."""
         if rotary not in self._rotations:
             # As training computes them: the product in float32.
-            places = np.arange(self.context, dtype=np.float32)[:, None]
+            places = np.arange(self.context + SPARE, dtype=np.float32)[:, None]
             angles = places * np.array(rotary.frequencies, np.float32)[None]
             factor, number = np.float32(rotary.factor), len(self._rotations)
             self._rotations[rotary] = (

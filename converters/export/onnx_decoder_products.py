@@ -3,38 +3,41 @@
 Quantised layers run as com.microsoft MatMulNBits at accuracy level 4: int8 products of the stored integers with
 activations that ONNX Runtime rounds to int8 in blocks along the input.
 
-- int4 (blocks of 32): integers + 8, two to a byte, low nibble first, uint8 ``[out, in / 32, 16]``; scales float16
-  ``[out, in / 32]``, which hold the grid's scales exactly;
-- int8: integers + 128, uint8 ``[out, blocks, BLOCK_OF_INT8]``, the last block filled up with zeros where the input is
-  no multiple; scales float32 ``[out, 1]``, one for all blocks of a row.
+- int4 (blocks of 32): integers + 8, two to a byte, low nibble first, uint8 ``[out, in / 32, 16]``; scales float32
+  ``[out, in / 32]``. float16 would hold them too and save a tenth of the file, but ONNX Runtime would keep its own
+  float32 copy of them in memory for good;
+- int8: integers + 128, uint8 ``[out, blocks, 64 or 32]`` (:func:`int8_block`), the last block filled up with zeros
+  where the input is no multiple; scales float32 ``[out, 1]``, one for all blocks of a row.
 
-ONNX Runtime works a scale's Cast or Expand out while loading. A tied table and head are stored once, and the rows of
+ONNX Runtime works the Expand out while loading. A tied table and head are stored once, and the rows of
 the table are read from the head's integers by GatherBlockQuantized.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from ...errors import StudentError
 from ..quantized_weights import BLOCK, BlockMatrix, FloatMatrix, QuantizedMatrix, QuantizedTable, QuantizedWeights
-from .onnx_external_data import ExternalNodeWriter
+from .onnx_decoder_data import ExternalNodeWriter
 from .onnx_nodes import CONTRIB
 
-BLOCK_OF_INT8 = 32
 INT8_ACTIVATIONS = 4
 Matrix = QuantizedMatrix | BlockMatrix | FloatMatrix
 
 
 class DecoderProducts:
-    """Writes the linear layers and tables of one graph. Products are named ``<site>:<matrix>|<matrix>…``."""
+    """Writes the linear layers and tables of one graph. Products are named ``<site>:<matrix>|<matrix>…``.
+
+    Attributes:
+        resident: bytes that ONNX Runtime will hold in memory for them: its packed copy of each product's numbers (with
+            a scale and a sum for each block), and the tables as they are in the file.
+    """
 
     def __init__(self, weights: QuantizedWeights, writer: ExternalNodeWriter) -> None:
         self.weights, self.writer = weights, writer
+        self.resident = 0
 
     def matrix(self, name: str) -> Matrix:
         """A linear layer's numbers, or those of a table that is an output head too.
@@ -71,12 +74,14 @@ class DecoderProducts:
         biases = [] if bias is None else [self.writer.stored(f"{stored}.bias", bias)]
         if isinstance(matrices[0], FloatMatrix):
             weight = self.writer.stored(stored, np.concatenate([_floats(matrix) for matrix in matrices]))
+            self.resident += 4 * sum(heights) * width
             result = self.writer.node(
                 "FusedMatMul", [x, weight], domain=CONTRIB, name=node_name, transB=1, transA=0, alpha=1.0
             )
             return self.writer.node("Add", [result, *biases]) if biases else result
         bits, block, integers, scales = self._stored(names, matrices)
         inputs = [x, integers, scales, *(["", "", *biases] if biases else [])]
+        self.resident += sum(heights) * -(-width // block) * (block * bits // 8 + 8)
         result = self.writer.node(
             "MatMulNBits", inputs, domain=CONTRIB, name=node_name, N=sum(heights), K=width, bits=bits,
             block_size=block, accuracy_level=INT8_ACTIVATIONS,
@@ -90,18 +95,23 @@ class DecoderProducts:
         matrix = self.matrix(table)
         width = _sizes(matrix)[1]
         if isinstance(matrix, FloatMatrix):
+            self.resident += matrix.weight.nbytes
             return self.writer.node("Gather", [self.writer.stored(table, matrix.weight), ids])
         bits, block, integers, scales = self._stored((table,), [matrix])
-        flat = self.writer.node("Reshape", [integers, self.writer.integers(_sizes(matrix)[0], -1)])
+        self.resident += _sizes(matrix)[0] * -(-width // block) * (block * bits // 8 + 8)
+        # One block is one row of a third axis: flattening the head's integers would make a second copy of them.
+        shape = self.writer.integers(_sizes(matrix)[0], -1, 1)
+        apart = self._kept(f"{table}.row_scales", "Reshape", [scales, shape])
         found = self.writer.node(
-            "GatherBlockQuantized", [flat, ids, scales], domain=CONTRIB, name=f"rows:{table}", bits=bits,
-            block_size=block, gather_axis=0, quantize_axis=1,
+            "GatherBlockQuantized", [integers, ids, apart], domain=CONTRIB, name=f"rows:{table}", bits=bits,
+            block_size=block, gather_axis=0, quantize_axis=2,
         )  # fmt: skip
         self.writer.nodes[-1].metadata_props.add(key="width", value=str(width))
+        rows = self.writer.node("Reshape", [found, self.writer.integers(0, 0, -1)])
         if width % block == 0:
-            return found
+            return rows
         first, end, axis = (self.writer.integers(number) for number in (0, width, 2))
-        return self.writer.node("Slice", [found, first, end, axis])
+        return self.writer.node("Slice", [rows, first, end, axis])
 
     def _stored(self, names: tuple[str, ...], matrices: list[Matrix]) -> tuple[int, int, str, str]:
         """Bits, block size, and the names of the integers as MatMulNBits takes them and of the scales."""
@@ -109,21 +119,29 @@ class DecoderProducts:
         if isinstance(matrices[0], BlockMatrix):
             integers = np.concatenate([each.integers for each in matrices if isinstance(each, BlockMatrix)])
             scales = np.concatenate([each.scales for each in matrices if isinstance(each, BlockMatrix)])
-            held = self.writer.stored(f"{stored}.scales", scales.astype(np.float16))
-            cast = self._kept(f"{stored}.scales32", "Cast", [held], to=TensorProto.FLOAT)
-            return 4, BLOCK, self.writer.stored(stored, pack_int4(integers)), cast
+            held = self.writer.stored(f"{stored}.scales", scales)
+            return 4, BLOCK, self.writer.stored(stored, pack_int4(integers)), held
         whole = [each for each in matrices if isinstance(each, QuantizedMatrix)]
-        packed = pack_int8(np.concatenate([each.integers for each in whole]), BLOCK_OF_INT8)
+        block = int8_block(whole[0].integers.shape[1])
+        packed = pack_int8(np.concatenate([each.integers for each in whole]), block)
         held = self.writer.stored(f"{stored}.scales", np.concatenate([each.scales for each in whole])[:, None])
         shape = self.writer.integers(*packed.shape[:2])
-        spread = self._kept(f"{stored}.scales32", "Expand", [held, shape])
-        return 8, BLOCK_OF_INT8, self.writer.stored(stored, packed), spread
+        spread = self._kept(f"{stored}.block_scales", "Expand", [held, shape])
+        return 8, block, self.writer.stored(stored, packed), spread
 
-    def _kept(self, name: str, operator: str, inputs: list[str], **attributes: Any) -> str:
+    def _kept(self, name: str, operator: str, inputs: list[str]) -> str:
         """The result ``name`` of a node that is written at its first use."""
         if not any(name in node.output for node in self.writer.nodes):
-            self.writer.node_giving(operator, inputs, [name], domain="", name=name, **attributes)
+            self.writer.node_giving(operator, inputs, [name], domain="", name=name)
         return name
+
+
+def int8_block(width: int) -> int:
+    """How many inputs of an int8 layer ONNX Runtime rounds its activations by: 64, or 32 where that fits better.
+
+    64 made prefill a seventh faster than 32; at 128 and more, products of one row and of several differ in last bits.
+    """
+    return 32 if 0 < width % 64 <= 32 else 64
 
 
 def pack_int4(integers: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -18,8 +18,8 @@ from .onnx_nodes import CONTRIB, CONTRIB_OPSET, IR_VERSION, OPSET, NodeWriter
 INLINE_BYTES = 4096
 """Constants up to this size stay in the graph's own file."""
 
-PAGE = 4096
-"""Larger constants begin on a page of their own."""
+ALIGNMENT = 64
+"""Larger constants begin at a multiple of this many bytes: a cache line."""
 
 
 class ExternalNodeWriter(NodeWriter):
@@ -92,7 +92,7 @@ class ExternalNodeWriter(NodeWriter):
         for name, array in self._large.items():
             if name not in read:
                 continue
-            file.write(b"\0" * (-file.tell() % PAGE))
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
             tensor = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
             tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
             entries = {"location": location, "offset": str(file.tell()), "length": str(array.nbytes)}
