@@ -40,6 +40,12 @@ TOKENIZER_LIMIT = 64 << 20
 MIB = 1 << 20
 
 
+class _Task(msgspec.Struct):
+    """Just enough of a manifest to know what its student does."""
+
+    task: str = ""
+
+
 class _Version(msgspec.Struct):
     """Just enough of any manifest to tell whether it can be read further."""
 
@@ -108,6 +114,18 @@ def known_answers(artifact: ArtifactEntry) -> tuple[KnownAnswer, ...]:
         )
         for entry in artifact.known_answers
     )
+
+
+def writes(path: str | os.PathLike[str]) -> bool:
+    """Whether a bundle says that its student writes (task ``generate``); False for what cannot be read as one.
+
+    A first look, to know how to open it: opening checks everything.
+    """
+    try:
+        raw = read_limited(Path(path).resolve(), MANIFEST_NAME, MANIFEST_LIMIT)
+        return msgspec.json.decode(raw, type=_Task).task == "generate"
+    except (BundleError, OSError, ValueError, msgspec.MsgspecError):
+        return False
 
 
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:

@@ -164,6 +164,11 @@ def encode_json(data: Any, indent: int = 0) -> str:
     return (msgspec.json.format(text, indent=indent) if indent else text).decode()
 
 
+def is_json() -> bool:
+    """Whether this command's answer is to be JSON, so that nothing else may go to stdout."""
+    return _settings().as_json
+
+
 def note(message: str) -> None:
     """Tell a person something by the way, on stderr."""
     click.echo(message, err=True)

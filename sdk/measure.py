@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from .. import errors
 from ..errors import EdgescribeError, EngineError, UsageError
-from .bundle_files import MANIFEST_NAME
+from .bundle import writes
 from .manifest import Measurement
 from .measured_process import Effort, ProcessReport, Request
 
@@ -316,21 +316,8 @@ def _request(
         tokens=tokens,
         effort=effort,
         texts=list(texts),
-        writes=_writes(Path(bundle)),
+        writes=writes(bundle),
     )
-
-
-def _writes(bundle: Path) -> bool:
-    """Whether a bundle's task is ``generate``; what cannot be read is told by the process that loads it."""
-    with suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode((bundle / MANIFEST_NAME).read_bytes(), type=_Task).task == "generate"
-    return False
-
-
-class _Task(msgspec.Struct):
-    """Just enough of a manifest to know what is measured."""
-
-    task: str = ""
 
 
 def _run_process(request: Request, on_progress: OnProgress | None) -> ProcessReport:

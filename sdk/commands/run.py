@@ -1,4 +1,4 @@
-"""``edgescribe run``: classify, tag or embed texts with a bundle."""
+"""``edgescribe run``: classify, tag, embed or write with a bundle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,6 +32,15 @@ if TYPE_CHECKING:
 )
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Labels to show for each text.")
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=1, show_default=True, help="Texts run at once.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of a writer.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 100), help="Of a writer; 0: the likeliest.  [default: the bundle's]"
+)
+@click.option("--seed", type=click.IntRange(0), help="Of a writer: the same seed gives the same text.")
+@click.option("--stop", multiple=True, help="Of a writer: a string that ends the text. May be repeated.")
+@click.option("--system", help="Of a writer that chats: what it is to be.")
+@click.option("--plain", is_flag=True, help="Of a writer that chats: go on from the text instead of answering it.")
+@click.option("--context", type=click.IntRange(2), help="Of a writer: tokens of prompt and text together.")
 @artifact_options
 def run(
     bundle: Path,
@@ -43,8 +52,13 @@ def run(
     precision: str | None,
     device: str | None,
     threads: int,
+    **writing: Any,
 ) -> Iterator[Result]:
-    """Classify, tag or embed texts with BUNDLE, whichever it was made for."""
+    """Classify, tag or embed texts with BUNDLE, or write, whichever it was made for.
+
+    A writer answers each text, or without any on a terminal, chats.
+    """
+    from ..bundle import writes
     from ..load import load
 
     if texts and source is not None:
@@ -54,9 +68,18 @@ def run(
         rows = (NumberedText(number, text) for number, text in enumerate(texts, 1))
     else:
         stdin = sys.stdin.buffer
-        if source is None and stdin.isatty():
+        if source is None and stdin.isatty() and writes(bundle):
+            rows = ()
+        elif source is None and stdin.isatty():
             raise click.UsageError("no texts: give --text, --input, or pipe them in")
-        rows = read_texts(stdin if source is None or source == Path("-") else source, warn)
+        else:
+            rows = read_texts(stdin if source is None or source == Path("-") else source, warn)
+    if writes(bundle):
+        from .run_writer import write_texts
+
+        opened = {"runtime": runtime, "precision": precision, "device": device, "threads": threads}
+        yield from write_texts(bundle, rows, opened, **writing)
+        return
     with load(bundle, runtime=runtime, precision=precision, device=device, threads=threads) as student:
         used = student.effective
         note(

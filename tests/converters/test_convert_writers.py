@@ -1,0 +1,141 @@
+"""A writer from checkpoint to a bundle that writes: pruned, trained in int4, evaluated on its engines, reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import edgescribe
+import pytest
+from edgescribe.converters.checkpoint import load_graph
+from edgescribe.converters.recipe import Recipe, Shares, read_recipe
+from edgescribe.converters.training import TrainingSettings
+from edgescribe.errors import UsageError
+from edgescribe.sdk.measure import Effort
+
+RUNTIMES = ("onnxruntime", "openvino", "litert")
+WORDS = "a small game of chess for two players and the network daemon routes packets between hosts".split()
+BRIEF = Effort(samples=8, seconds=0, warmup=1)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("texts")
+    found = {}
+    for name, count in (("train", 48), ("evaluation", 12)):
+        rows = [" ".join(WORDS[(number * 7 + place * 3) % len(WORDS)] for place in range(40)) for number in range(count)]
+        found[name] = folder / f"{name}.jsonl"
+        found[name].write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+    return found
+
+
+@pytest.fixture(scope="module")
+def student(make_writer_checkpoint: Callable[..., tuple[Path, Any]]) -> Path:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    return make_writer_checkpoint("llama", intermediate_size=96, num_hidden_layers=3, **sizes)[0]
+
+
+@pytest.fixture(scope="module")
+def conversion(student: Path, texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    losses = read_recipe("writer-int4").training.losses
+    training = TrainingSettings(epochs=1, batch_size=8, learning_rate=1e-3, losses=losses)
+    keep = Shares(layers=0.67, neurons=0.67)
+    recipe = Recipe("small", "w4a8-dynamic", keep, training=training, train_tokens=48, max_tokens=128)
+    return edgescribe.convert(
+        student,
+        task="generate",
+        devices=["raspberry-pi-5"],
+        out=tmp_path_factory.mktemp("converted") / "bundle",
+        recipe=recipe,
+        runtimes=RUNTIMES,
+        effort=BRIEF,
+        **texts,
+    )
+
+
+def test_the_bundle_writes_on_every_runtime(conversion: Any) -> None:
+    folder = conversion.bundle.folder
+    written = {}
+    for runtime in RUNTIMES:
+        with edgescribe.load_writer(folder, runtime=runtime) as writer:
+            assert writer.effective.runtime == runtime
+            assert writer.chats
+            assert writer.context <= 128
+            result = writer.generate("a small game", max_new_tokens=12, temperature=0.0)
+            assert result.finish_reason in ("length", "stop")
+            written[runtime] = result.tokens
+            answer = writer.chat([{"role": "user", "content": "chess"}], max_new_tokens=4)
+            assert answer.prompt_tokens > 1
+    assert conversion.report.agreements[0].conforms
+
+
+def test_training_taught_it_the_texts(conversion: Any) -> None:
+    stages = {stage.name: stage.metrics.values() for stage in conversion.report.stages}
+    before = stages.pop("student")
+    assert set(stages) == {f"{runtime}/w4a8-dynamic" for runtime in RUNTIMES}
+    for values in stages.values():
+        assert values["cross_entropy"] < before["cross_entropy"]
+
+
+def test_figures_are_in_the_report_and_the_bundle(conversion: Any) -> None:
+    page = (conversion.report_folder / "report.html").read_text(encoding="utf-8")
+    for words in ("What they write", "Cross-entropy", "First token", "Tokens/s"):
+        assert words in page
+    content = json.loads((conversion.report_folder / "report.json").read_text(encoding="utf-8"))
+    assert len(content["samples"][0]["texts"]) == 1 + len(RUNTIMES)
+    manifest = conversion.bundle.manifest
+    for measurement in manifest.measurements:
+        assert measurement.ttft_ms is not None
+        assert measurement.tokens_per_s is not None
+    findings = {finding.key for verdict in conversion.report.verdicts for finding in verdict.findings}
+    assert {"ttft_ms", "tokens_per_s", "peak_rss_mib", "disk_mib"} <= findings
+
+
+def test_load_tells_how_to_open_a_writer(conversion: Any) -> None:
+    with pytest.raises(UsageError, match="load_writer"):
+        edgescribe.load(conversion.bundle.folder)
+
+
+def test_stages_alone_come_to_a_bundle_too(
+    student: Path, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    edgescribe.prune_checkpoint(
+        student, task="generate", out=tmp_path / "pruned", pruning=edgescribe.Pruning(layers=2), train=texts["train"]
+    )
+    training = TrainingSettings(epochs=1, batch_size=8, losses=read_recipe("writer-int8").training.losses)
+    recipe = Recipe("few", "w8a8-dynamic", keep=Shares(vocabulary=False), training=training, train_tokens=48)
+    recovered = tmp_path / "recovered"
+    edgescribe.recover_checkpoint(
+        tmp_path / "pruned", teacher=student, task="generate", train=texts["train"], out=recovered, recipe=recipe
+    )
+    assert load_graph(recovered).precision == "w8a8-dynamic"
+    bundle = edgescribe.export_checkpoint(
+        recovered, out=tmp_path / "bundle", texts=texts["evaluation"], runtimes=["onnxruntime"]
+    )
+    found = edgescribe.evaluate(bundle.folder, texts["evaluation"], effort=BRIEF)
+    assert found.stages[0].metrics is not None
+    assert 0 < found.stages[0].metrics.values()["cross_entropy"] < 20
+
+
+def test_an_interrupted_conversion_is_taken_up(student: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    recipe = read_recipe("writer-round")
+
+    def convert(**options: Any) -> Any:
+        return edgescribe.convert(
+            student, task="generate", devices=["raspberry-pi-5"], out=tmp_path / "bundle", recipe=recipe,
+            runtimes=["onnxruntime"], effort=BRIEF, **texts, **options,
+        )  # fmt: skip
+
+    def interrupt(advance: Any) -> None:
+        if advance.stage == "exporting":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(on_advance=interrupt)
+    assert not (tmp_path / "bundle").exists()
+    done = convert(resume=True)
+    assert done.bundle.manifest.writing is not None
