@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()  # a session may be thrown away, and say so, while another is opened
 _STDERR = 2
 
 
@@ -57,3 +59,24 @@ def _nameless_file() -> BinaryIO:
 def _flush() -> None:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         sys.stderr.flush()
+
+
+@functools.cache
+def drop_native_lines_at_exit() -> None:
+    """Drop what native code writes to standard error while the process ends, once Python's own exit is under way.
+
+    For engines that announce there what they throw away. What Python writes still arrives.
+    """
+    atexit.register(_move_standard_error)
+
+
+def _move_standard_error() -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        if sys.stderr.fileno() != _STDERR:
+            return
+        sys.stderr.flush()
+        copy = os.dup(_STDERR)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _STDERR)
+        os.close(nowhere)
+        sys.stderr = os.fdopen(copy, "w", buffering=1, encoding=sys.stderr.encoding, closefd=False)

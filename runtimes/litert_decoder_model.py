@@ -1,4 +1,9 @@
-"""A decoder's ``.tflite`` in LiteRT: running its signatures on KV caches that stay in the engine's memory."""
+"""A decoder's ``.tflite`` in LiteRT: running its signatures on KV caches that stay in the engine's memory.
+
+A step reads all the room that the caches have, used or not. So they begin small, and both they and the signatures'
+inputs are resized as a text grows, by :func:`~edgescribe.runtimes.litert_decoder_file.room_for`. For the engine that is
+a matter of milliseconds: weights are not packed again.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from .engine_messages import without_info_lines
-from .litert_decoder_file import DecoderFile, room_axis
+from .engine_messages import drop_native_lines_at_exit, without_info_lines
+from .litert_decoder_file import DecoderFile, room_axis, room_for
+from .spare_memory import mapped_at, release_freed, release_pages
 
 IN_MEMORY = ":memory"
 """LiteRT's name for packing weights into shared memory, without a file."""
@@ -24,8 +30,23 @@ IN_MEMORY = ":memory"
 _HIDDEN = np.float32(-1e9)
 """Added to the scores of what a token must not see: its exponential is exactly 0 in float32."""
 
-_UNRELATED = ("WARNING: [npu_registry", "WARNING: [gpu_registry")
+UNRELATED = ("WARNING: [npu_registry", "WARNING: [gpu_registry")
 """What the engine says about accelerators that were not asked for."""
+
+
+class Caches:
+    """A session's KV cache: the engine's buffers by name, with room for so many tokens (0: there are none yet)."""
+
+    def __init__(self) -> None:
+        self.room = 0
+        self.buffers: dict[str, Any] = {}
+
+    def free(self) -> None:
+        """Give the memory back."""
+        for buffer in self.buffers.values():
+            buffer.destroy()
+        self.buffers.clear()
+        self.room = 0
 
 
 class DecoderModel:
@@ -33,8 +54,8 @@ class DecoderModel:
 
     Args:
         module: ``ai_edge_litert.compiled_model``.
-        file: what the artifact holds, with the room that the caches shall have.
-        limit: the room that they have in the artifact.
+        file: what the artifact holds.
+        context: the most tokens of a session.
         threads: the engine's threads.
         packed: path of the file of packed weights, or :data:`IN_MEMORY`.
 
@@ -42,13 +63,16 @@ class DecoderModel:
         EngineError: the engine refuses the artifact.
     """
 
-    def __init__(self, module: Any, file: DecoderFile, limit: int, threads: int, packed: str) -> None:
-        self.file = file
-        self.lock = threading.Lock()
+    def __init__(self, module: Any, file: DecoderFile, context: int, threads: int, packed: str) -> None:
+        self.file, self.context = file, context
+        self._lock = threading.RLock()  # a session may be thrown away while another one runs
         self._sessions = 0
-        self._room_mask = np.zeros(2 * file.room, np.float32)
-        self._room_mask[file.room :] = _HIDDEN
-        with without_info_lines(*_UNRELATED), self.telling("refuses"):
+        self._most = room_for(context)
+        self._mapped: list[tuple[int, int]] = []
+        self._visible = np.zeros(2 * self._most, np.float32)
+        self._visible[self._most :] = _HIDDEN
+        drop_native_lines_at_exit()
+        with self._calling("refuses"):
             # Else the engine loads what libraries for GPUs and NPUs it finds beside itself.
             nowhere = f"{os.devnull}/none"
             environment = module.Environment.create(
@@ -62,108 +86,185 @@ class DecoderModel:
             )
             self._compiled = module.CompiledModel.from_file(str(file.path), environment=environment, options=options)
             names = self._compiled.get_signature_list()
-            self._signatures: dict[int, _Signature] = {}
-            for tokens in file.sizes:
-                key = f"decode_{tokens}"
-                if file.room != limit:
-                    shapes = {"mask": (1, 1, tokens, file.room), **file.caches}
-                    for name, shape in shapes.items():
-                        self._compiled.resize_input_tensor_by_name(key, name, shape, strict=False)
-                self._signatures[tokens] = _Signature(self._compiled, key, names[key], file.caches)
+            self._signatures = {
+                size: _Signature(self._compiled, file, size, names[file.signature(size)]) for size in file.sizes
+            }
 
     @contextlib.contextmanager
-    def telling(self, what: str) -> Iterator[None]:
-        """The engine's failures become an EngineError."""
+    def _calling(self, what: str) -> Iterator[None]:
+        """What the engine says is kept back, and its failures become an EngineError."""
         try:
-            yield
+            with without_info_lines(*UNRELATED):
+                yield
         except (RuntimeError, ValueError) as error:
-            said = " ".join(str(error).split())[-300:] or type(error).__name__
-            raise EngineError(f"LiteRT {what} {self.file.path}: {said}") from error
+            raise self._failed(what, error) from error
 
-    def new_caches(self) -> dict[str, Any]:
-        """Caches for one more session, all zero: what the mask hides must be finite."""
-        with self.lock, self.telling("cannot make a KV cache for"), without_info_lines(*_UNRELATED):
-            caches = {name: self._compiled.create_input_buffer_by_name("decode_1", name) for name in self.file.caches}
-            for name, shape in self.file.caches.items():
-                caches[name].write(np.zeros(shape, np.float32))
+    def _failed(self, what: str, error: Exception) -> EngineError:
+        said = " ".join(str(error).split())[-300:] or type(error).__name__
+        return EngineError(f"LiteRT {what} {self.file.path}: {said}")
+
+    def settle(self) -> None:
+        """Once all has run: give back what only start-up needed, code and constants that were packed."""
+        self._mapped = mapped_at(self.file.path)
+        release_pages(self._mapped)
+        release_freed()
+
+    def join(self) -> Caches:
+        """The caches of one more session."""
+        with self._lock:
             self._sessions += 1
-        return caches
+        return Caches()
 
-    def read(self, caches: dict[str, Any], length: int) -> dict[str, NDArray[np.generic]]:
-        """Copies of a session's caches, cut to ``length`` tokens."""
-        found: dict[str, NDArray[np.generic]] = {}
-        with self.lock, self.telling("cannot read the KV cache of"):
-            for name, shape in self.file.caches.items():
-                whole = caches[name].read(math.prod(shape), np.float32).reshape(shape)
-                found[name] = whole[kept(name, length)].copy()
-        return found
-
-    def write(self, caches: dict[str, Any], arrays: Mapping[str, NDArray[np.generic]], length: int) -> None:
-        """Put ``arrays`` of :meth:`read` into a session's caches; the rest of these becomes zero."""
-        with self.lock, self.telling("cannot write the KV cache of"):
-            for name, shape in self.file.caches.items():
-                whole = np.zeros(shape, np.float32)
-                whole[kept(name, length)] = arrays[name]
-                caches[name].write(whole)
-
-    def release(self, caches: dict[str, Any]) -> None:
-        """Free a session's caches; with the last session's the model."""
-        with self.lock:
-            for buffer in caches.values():
-                buffer.destroy()
+    def leave(self, caches: Caches) -> None:
+        """Free a session's caches, and with the last session's the model."""
+        with self._lock:
+            caches.free()
             self._sessions -= 1
             if self._sessions == 0:
-                with without_info_lines(*_UNRELATED):
+                self._mapped = []
+                with without_info_lines(*UNRELATED):
                     self._signatures.clear()
                     self._compiled = None
 
     def run(
-        self, caches: dict[str, Any], tokens: NDArray[np.int32], start: int, size: int, wanted: int
-    ) -> NDArray[np.float32]:
-        """Append ``tokens`` at ``start`` by the signature for ``size``; logits ``[wanted, V]`` of the last ``wanted``.
+        self, caches: Caches, tokens: NDArray[np.int32], start: int, every: bool, last: bool
+    ) -> tuple[int, NDArray[np.float32] | None]:
+        """Append the first of ``tokens`` behind ``start`` others, as many as one run takes.
+
+        Gives their number and the logits of ``every`` one of them, or of the ``last`` of all tokens, ``[n, V]``; None
+        where they are not asked for.
 
         Raises:
             EngineError: the engine failed.
         """
-        room, count = self.file.room, len(tokens)
-        hidden = np.lib.stride_tricks.as_strided(self._room_mask[room - 1 - start :], (size, room), (-4, 4))
-        feeds: dict[str, NDArray[Any]] = {
-            "tokens": tokens if count == size else np.concatenate([tokens, np.zeros(size - count, np.int32)]),
-            "positions": np.arange(start, start + size, dtype=np.int32),
-            "mask": hidden,
+        size = self.file.size_of_run(len(tokens), self._most - start, every)
+        taken = min(size, len(tokens))
+        wanted = taken if every else int(last and taken == len(tokens))
+        with self._lock:
+            try:
+                signature = self._signatures[size]
+                self._make_room(caches, signature, start, size)
+                feeds = self._feeds(tokens[:taken], start, size, caches.room)
+                return taken, signature.run(caches, feeds, taken, wanted)
+            except (RuntimeError, ValueError) as error:
+                raise self._failed("failed to run", error) from error
+
+    def _feeds(self, tokens: NDArray[np.int32], start: int, size: int, room: int) -> dict[str, NDArray[Any]]:
+        positions = np.arange(start, start + size, dtype=np.int32)
+        filling = size - len(tokens)
+        # Row t of the mask is what a token at start + t sees: it begins t elements earlier.
+        mask = np.lib.stride_tricks.as_strided(self._visible[self._most - 1 - start :], (size, room), (-4, 4))
+        return {
+            "tokens": np.concatenate([tokens, np.zeros(filling, np.int32)]) if filling else tokens,
+            "positions": np.minimum(positions, self.file.context - 1) if filling else positions,
+            "mask": mask,
             "key_start": np.array([0, 0, start, 0], np.int32),
             "value_start": np.array([0, 0, 0, start], np.int32),
-            "last": np.array([count - 1], np.int32),
+            "last": np.array([len(tokens) - 1], np.int32),
         }
-        with self.lock, self.telling("failed to run"):
-            return self._signatures[size].run(feeds, caches, count, wanted, self.file.vocabulary)
+
+    def _make_room(self, caches: Caches, signature: _Signature, start: int, size: int) -> None:
+        """Give the session's caches and the signature the same room, enough for what is to be appended."""
+        room = room_for(start + size)
+        if start or self._sessions > 1:
+            # Sessions that take turns would resize the signatures back and forth: all take the largest room.
+            room = max(room, caches.room, signature.room)
+        if room != signature.room:
+            with without_info_lines(*UNRELATED):
+                signature.resize(room)
+        if room != caches.room:
+            self._replace(caches, signature, lambda name: self._read(caches, name, min(start, caches.room)))
+
+    def _replace(self, caches: Caches, signature: _Signature, content: Callable[[str], NDArray[np.generic]]) -> None:
+        """New buffers for a session, with the signature's room: ``content`` of each in front, zero behind.
+
+        One after the other, so that little is held twice. What the mask hides must be finite.
+        """
+        for name, shape in self.file.cache_shapes(signature.room).items():
+            array = content(name)
+            whole = np.zeros(shape, np.float32)
+            whole[kept(name, array.shape[room_axis(name)])] = array
+            if name in caches.buffers:
+                caches.buffers.pop(name).destroy()
+            caches.buffers[name] = signature.new_buffer(name)
+            caches.buffers[name].write(whole)
+            # What was freed is too small for what comes: without this the heap would grow to twice its content.
+            release_freed()
+        caches.room = signature.room
+        release_pages(self._mapped)
+
+    def _read(self, caches: Caches, name: str, length: int) -> NDArray[np.generic]:
+        """One cache's first ``length`` tokens, in an array that may be larger."""
+        if length == 0:
+            return np.zeros(self.file.cache_shapes(0)[name], np.float32)
+        shape = self.file.cache_shapes(caches.room)[name]
+        whole: NDArray[np.float32] = caches.buffers[name].read(math.prod(shape), np.float32)
+        return whole.reshape(shape)[kept(name, length)]
+
+    def read(self, caches: Caches, length: int) -> dict[str, NDArray[np.generic]]:
+        """Copies of a session's caches, cut to ``length`` tokens.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        with self._lock, self._calling("cannot read the KV cache of"):
+            return {name: self._read(caches, name, length).copy() for name in self.file.caches}
+
+    def write(self, caches: Caches, arrays: Mapping[str, NDArray[np.generic]], length: int) -> None:
+        """Put ``arrays`` of :meth:`read` into a session's caches.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        with self._lock, self._calling("cannot write the KV cache of"):
+            signature = self._signatures[1]
+            signature.resize(max(room_for(length + 1), signature.room))
+            self._replace(caches, signature, arrays.__getitem__)
 
 
 class _Signature:
     """A signature with buffers for its small inputs and its logits."""
 
-    def __init__(self, compiled: Any, key: str, names: dict[str, list[str]], caches: dict[str, Any]) -> None:
-        self._compiled = compiled
-        self._index = compiled.get_signature_index(key)
+    def __init__(self, compiled: Any, file: DecoderFile, size: int, names: dict[str, list[str]]) -> None:
+        self._compiled, self._file, self._size = compiled, file, size
+        self._key = file.signature(size)
+        self._index = compiled.get_signature_index(self._key)
         self._inputs, self._outputs = names["inputs"], names["outputs"]
-        small = [name for name in self._inputs if name not in caches]
-        self._small = {name: compiled.create_input_buffer_by_name(key, name) for name in small}
-        self._logits = compiled.create_output_buffer_by_name(key, "logits")
-        self._last_only = "last" in self._small
+        self._rows = 1 if size in file.last_only else None
+        self._small: dict[str, Any] = {}
+        self._logits: Any = None
+        self.room = 0
+
+    def new_buffer(self, name: str) -> Any:
+        """Memory for an input."""
+        return self._compiled.create_input_buffer_by_name(self._key, name)
+
+    def resize(self, room: int) -> None:
+        """Have it work on caches of another room."""
+        if room == self.room:
+            return
+        shapes = {"mask": (1, 1, self._size, room), **self._file.cache_shapes(room)}
+        for name, shape in shapes.items():
+            self._compiled.resize_input_tensor_by_name(self._key, name, shape, strict=False)
+        self._small = {name: self.new_buffer(name) for name in self._inputs if name not in self._file.caches}
+        self._logits = self._compiled.create_output_buffer_by_name(self._key, "logits")
+        self.room = room
 
     def run(
-        self, feeds: dict[str, NDArray[Any]], caches: dict[str, Any], count: int, wanted: int, vocabulary: int
-    ) -> NDArray[np.float32]:
+        self, caches: Caches, feeds: Mapping[str, NDArray[Any]], count: int, wanted: int
+    ) -> NDArray[np.float32] | None:
         """Run on ``count`` tokens and filling; the logits of the last ``wanted``."""
+        buffers = caches.buffers
         for name, buffer in self._small.items():
             buffer.write(feeds[name])
-        inputs = [caches.get(name) or self._small[name] for name in self._inputs]
-        outputs = [caches.get(name, self._logits) for name in self._outputs]
+        inputs = [buffers.get(name) or self._small[name] for name in self._inputs]
+        outputs = [buffers.get(name, self._logits) for name in self._outputs]
         self._compiled.run_by_index(self._index, inputs, outputs)
         if not wanted:
-            return np.zeros((0, vocabulary), np.float32)
-        rows = 1 if self._last_only else count
-        logits: NDArray[np.float32] = self._logits.read(rows * vocabulary, np.float32).reshape(rows, vocabulary)
+            return None
+        rows = self._rows or count
+        logits: NDArray[np.float32] = self._logits.read(rows * self._file.vocabulary, np.float32)
+        logits = logits.reshape(rows, self._file.vocabulary)
         return logits if wanted == rows else logits[rows - wanted :].copy()
 
 

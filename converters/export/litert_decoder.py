@@ -1,7 +1,7 @@
 """Writes a decoder as a LiteRT file, and reads back what the file holds.
 
-LiteRT plans its memory for fixed shapes: a file has caches for one number of tokens, the context, and holds the
-program once for each number of tokens that one run appends, callable as ``decode_1``, ``decode_8`` …
+LiteRT plans its memory for fixed shapes: a file holds the program once for each number of tokens that one run appends,
+callable as ``decode_1_of_512``, ``decode_8_of_512`` … where caches can be resized for 512 tokens.
 :mod:`~edgescribe.converters.export.litert_flatbuffer` stores the weights once for all of them. The program is
 :class:`~edgescribe.converters.export.litert_decoder_graph.LiteRtDecoderGraph`'s. How the engine runs its linear
 layers tell :func:`~edgescribe.converters.export.litert.kernel_report` and ``undelegated_operators``.
@@ -20,6 +20,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from ...errors import UsageError
+from ...runtimes.litert_decoder_file import room_for
 from ..anatomy import Anatomy, Shape
 from ..quantized_weights import QuantizedWeights
 from .litert_decoder_graph import LiteRtDecoderGraph
@@ -52,14 +53,14 @@ class LiteRtDecoderContents:
 def export_litert_decoder(
     anatomy: Anatomy, shape: Shape, weights: QuantizedWeights, path: Path, context: int, chunks: Sequence[int] = CHUNKS
 ) -> None:
-    """Write ``path`` (``.tflite``) whole or not at all, with caches for ``context`` tokens.
+    """Write ``path`` (``.tflite``) whole or not at all, for texts of up to ``context`` tokens.
 
-    It has a signature ``decode_<T>`` for each T of ``chunks`` up to ``context``, and for one token in any case. Each
-    takes int32 ``tokens`` ``[T]``, ``positions`` ``[T]`` (for rotary or learned positions), ``key_start`` and
-    ``value_start`` ``[4]`` (where in the caches the tokens go), float32 ``mask`` ``[1, 1, T, context]`` (added to the
-    scores), and the caches; those of over :data:`MOST_VERIFIED` tokens int32 ``last`` ``[1]`` as well, the index of
-    the token whose logits are wanted. It gives float32 ``logits`` ``[T or 1, V]`` and the caches. Equal arguments give
-    equal bytes.
+    It has a signature ``decode_<T>_of_<context>`` for each T of ``chunks`` up to ``context``, and for one token in any
+    case. Each takes int32 ``tokens`` ``[T]``, ``positions`` ``[T]`` (below the context), ``key_start`` and
+    ``value_start`` ``[4]`` (where in the caches the tokens go), float32 ``mask`` ``[1, 1, T, room]`` (added to the
+    scores), and the caches, whose room, as small as can be in the file, is the caller's to resize; those of over
+    :data:`MOST_VERIFIED` tokens int32 ``last`` ``[1]`` as well, the index of the token whose logits are wanted. It
+    gives float32 ``logits`` ``[T or 1, V]`` and the caches. Equal arguments give equal bytes.
 
     Raises:
         UsageError: a chunk or the context is below 1, or the context is over the student's positions.
@@ -71,8 +72,9 @@ def export_litert_decoder(
     if context > shape.positions:
         raise UsageError(f"a context of {context} tokens was asked for; the student has {shape.positions} positions")
     file = FlatbufferFile(f"{anatomy.model_type}-generate-{weights.precision}")
-    for tokens in sorted({1, *(chunk for chunk in chunks if chunk <= context)}):
-        graph = LiteRtDecoderGraph(file, weights, tokens, context, tokens > MOST_VERIFIED)
+    sizes = sorted({1, *(chunk for chunk in chunks if chunk <= context)})
+    for tokens in sizes:
+        graph = LiteRtDecoderGraph(file, weights, tokens, context, room_for(sizes[-1]), tokens > MOST_VERIFIED)
         anatomy.forward(graph, shape, "generate")
         graph.finish()
     write_atomically(path, file.to_bytes())

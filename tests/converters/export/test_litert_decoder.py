@@ -105,7 +105,7 @@ def test_weights_are_stored_once_for_all_signatures(tmp_path: Path) -> None:
 def test_every_linear_layer_runs_on_integers_in_xnnpack(decoder: tuple[Path, QuantizedWeights]) -> None:
     path, weights = decoder
     report = kernel_report(path)
-    assert {kernel.signature for kernel in report} == {"decode_1", "decode_4", "decode_32"}
+    assert {kernel.signature for kernel in report} == {"decode_1_of_40", "decode_4_of_40", "decode_32_of_40"}
     named = {part.split("[")[0] for kernel in report for part in kernel.matrix.split("+")}
     assert named == {*weights.matrices, *(weights.blocks), "model.embed_tokens"}
     assert all(kernel.delegated for kernel in report)
@@ -119,11 +119,11 @@ def test_only_looking_up_and_the_caches_are_left_to_the_engine(decoder: tuple[Pa
 
 def test_signatures_are_as_described(decoder: tuple[Path, QuantizedWeights]) -> None:
     signatures = Interpreter(model_path=str(decoder[0])).get_signature_list()
-    assert list(signatures) == ["decode_1", "decode_4", "decode_32"]
+    assert list(signatures) == ["decode_1_of_40", "decode_4_of_40", "decode_32_of_40"]
     caches = {f"{part}_{layer}" for part in ("key", "value") for layer in (0, 1)}
     fed = {"tokens", "positions", "mask", "key_start", "value_start"}
     for name, signature in signatures.items():
-        assert set(signature["inputs"]) == caches | fed | ({"last"} if name == "decode_32" else set())
+        assert set(signature["inputs"]) == caches | fed | ({"last"} if name == "decode_32_of_40" else set())
         assert set(signature["outputs"]) == caches | {"logits"}
 
 
@@ -180,7 +180,7 @@ def test_equal_arguments_give_equal_bytes(tmp_path: Path) -> None:
 def test_chunks_beyond_the_context_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "decoder.tflite"
     written(llama(), "fp32", path, chunks=(128, 8))
-    assert list(Interpreter(model_path=str(path)).get_signature_list()) == ["decode_1", "decode_8"]
+    assert list(Interpreter(model_path=str(path)).get_signature_list()) == ["decode_1_of_40", "decode_8_of_40"]
 
 
 @pytest.mark.parametrize(("context", "chunks"), [(0, (1,)), (65, (1,)), (8, (0,)), (8, (4, -1))])
