@@ -30,6 +30,7 @@ MOST_VERIFIED = 16
 ENGINE_BYTES = 60 << 20
 """What Python, numpy and ONNX Runtime 1.31 take on x86-64 Linux with a session of no weights."""
 
+FLOAT_BYTES = 4
 SPARE = 1
 """Rows that a step of one token has attention compute beside its own: see the exporter's graph, input ``spare``."""
 
@@ -79,11 +80,12 @@ class OnnxRuntimeDecoder(CheckedDecoder):
         self._binding: Any = weights.session.io_binding()
         # Memory that is never written is never taken, so a long context costs nothing before it is used.
         shape = (1, file.cache_heads, context + SPARE, file.cache_width)
-        self._cache: dict[str, NDArray[np.float32]] = {}
+        self._number: type[np.float32 | np.int8] = np.float32 if file.cache_bytes == FLOAT_BYTES else np.int8
+        self._cache: dict[str, NDArray[Any]] = {}
         self._bound: list[Any] = []
         for layer in range(file.layers):
             for part in ("key", "value"):
-                memory = self._cache[f"{layer}.{part}"] = np.empty(shape, np.float32)
+                memory = self._cache[f"{layer}.{part}"] = np.empty(shape, self._number)
                 value = self._bind_input(f"past.{layer}.{part}", memory)
                 self._binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
         self._ids = np.zeros((1, CHUNK), np.int32)
@@ -94,7 +96,8 @@ class OnnxRuntimeDecoder(CheckedDecoder):
         self._bind_input("last", self._last)
         self._bind_input("total", self._total)
         self._bind_input("wanted_from", self._wanted_from)
-        self._bind_input("spare", self._spare)
+        if file.cache_bytes == FLOAT_BYTES:
+            self._bind_input("spare", self._spare)
         self._ids_of: dict[int, Any] = {}
         self._logits_of: dict[int, Any] = {}
         self._bound_tokens = self._bound_rows = 0
@@ -114,7 +117,9 @@ class OnnxRuntimeDecoder(CheckedDecoder):
         """
         if self._wants_alike and self._weights.alike is None:
             self._check_open()
-            self._weights.alike = self._tried()
+            # With an int8 cache and a thread to spare, one token's attention is divided along the text.
+            divided = self._file.cache_bytes != FLOAT_BYTES and self.effective.threads > self._file.heads
+            self._weights.alike = not divided and self._tried()
         return self._wants_alike and self._weights.alike is True
 
     @verifies_alike.setter
@@ -140,7 +145,7 @@ class OnnxRuntimeDecoder(CheckedDecoder):
     def _run(self, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32]:
         count, rows = len(tokens), max(1, wanted)
         self._ids[0, :count] = tokens
-        spare = SPARE if count == 1 and self._wants_alike and self._weights.alike is not False else 0
+        spare = SPARE if count == 1 and self._takes_spare() else 0
         total = self._length + count + spare
         self._first[()] = self._length
         self._last[0] = total - 1
@@ -163,6 +168,10 @@ class OnnxRuntimeDecoder(CheckedDecoder):
             raise EngineError(f"ONNX Runtime failed while running: {_first_line(error)}") from error
         return self._logits[0, rows - wanted : rows].copy()
 
+    def _takes_spare(self) -> bool:
+        """Whether a step of one token brings a spare row along."""
+        return self._file.cache_bytes == FLOAT_BYTES and self._wants_alike and self._weights.alike is not False
+
     def _read_cache(self) -> dict[str, NDArray[np.generic]]:
         return {name: memory[0, :, : self._length].copy() for name, memory in self._cache.items()}
 
@@ -171,10 +180,10 @@ class OnnxRuntimeDecoder(CheckedDecoder):
         if arrays.keys() != self._cache.keys():
             raise InputError("the saved cache is not of this artifact: it has other layers")
         for name, array in arrays.items():
-            if array.shape != shape or array.dtype != np.float32:
+            if array.shape != shape or array.dtype != self._number:
                 raise InputError(
                     f"the saved cache is not of this artifact: {name} is {array.dtype} {list(array.shape)} "
-                    f"instead of float32 {list(shape)}"
+                    f"instead of {np.dtype(self._number)} {list(shape)}"
                 )
         for name, array in arrays.items():
             self._cache[name][0, :, :length] = array

@@ -15,7 +15,8 @@ _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class DecoderFile:
-    """Sizes of an artifact: the most tokens it takes, V, layers, and of its cache the heads and their width.
+    """Sizes of an artifact: the most tokens it takes, V, layers, and of its cache the heads, their width and the bytes
+    of each number (4: float32, 1: int8).
 
     ``hidden`` and ``neurons`` are the model's widths; ``weight_bytes`` what its weights take in memory.
     """
@@ -26,6 +27,8 @@ class DecoderFile:
     layers: int
     cache_heads: int
     cache_width: int
+    cache_bytes: int
+    heads: int
     hidden: int
     neurons: int
     weight_bytes: int
@@ -33,7 +36,7 @@ class DecoderFile:
     @property
     def token_bytes(self) -> int:
         """Bytes that a token takes in the cache."""
-        return 2 * 4 * self.layers * self.cache_heads * self.cache_width
+        return 2 * self.cache_bytes * self.layers * self.cache_heads * self.cache_width
 
 
 def data_file(path: Path) -> Path:

@@ -6,6 +6,7 @@ The graph is :class:`~edgescribe.converters.export.onnx_decoder_graph.OnnxDecode
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import BundleError, OutputError, UsageError
+from ...runtimes.decoder_contract import DecoderOptions
+from ...runtimes.onnxruntime_decoder import DECODER
 from ..anatomy import Anatomy, Shape
 from ..quantized_weights import BLOCK, QuantizedWeights
 from .onnx_decoder_data import constant_arrays
-from .onnx_decoder_graph import OnnxDecoderGraph
+from .onnx_decoder_graph import CacheScales, OnnxDecoderGraph
 from .onnx_decoder_products import unpack_int4, unpack_int8
 
 LINEAR_OPERATORS = ("MatMulNBits", "FusedMatMul", "MatMul", "Gemm")
@@ -56,22 +59,31 @@ class DecoderKernel:
         return self.kernel == "MatMulNBits"
 
 
-def export_onnx_decoder(anatomy: Anatomy, shape: Shape, weights: QuantizedWeights, path: Path, context: int) -> None:
+def export_onnx_decoder(
+    anatomy: Anatomy,
+    shape: Shape,
+    weights: QuantizedWeights,
+    path: Path,
+    context: int,
+    cache_scales: Sequence[CacheScales] | None = None,
+) -> None:
     """Write ``path`` (``.onnx``) and ``<path>.data``, whole or not at all. Equal arguments give equal bytes.
 
     Args:
         context: the most tokens that a session of it may hold.
+        cache_scales: of :func:`measure_cache_scales`, for a KV cache in int8: a quarter of the memory for each token,
+            while prefill of long texts takes longer. None: float32.
 
     Raises:
         OutputError: the name does not end in ``.onnx`` or the folder cannot be written.
         UsageError: ``context`` is not from 1 to the positions that the student was trained for.
-        StudentError: the program reads a weight that ``weights`` does not hold.
+        StudentError: the program reads a weight that ``weights`` does not hold, or an int8 cache does not fit its heads.
     """
     if path.suffix != ".onnx":
         raise OutputError(f"an ONNX artifact's name ends in .onnx, and {str(path)!r} does not: name it so")
     if not 1 <= context <= shape.positions:
         raise UsageError(f"a context of {context} tokens was asked for; the student takes 1 to {shape.positions}")
-    graph = OnnxDecoderGraph(weights, context)
+    graph = OnnxDecoderGraph(weights, context, cache_scales)
     anatomy.forward(graph, shape, "generate")
     heads, width = graph.cache_widths[0]
     properties = {
@@ -82,11 +94,43 @@ def export_onnx_decoder(anatomy: Anatomy, shape: Shape, weights: QuantizedWeight
         "layers": str(len(graph.cache_widths)),
         "cache_heads": str(heads),
         "cache_width": str(width),
+        "cache_bytes": str(4 if cache_scales is None else 1),
+        "heads": str(shape.heads),
         "hidden": str(shape.hidden),
         "neurons": str(shape.neurons),
         "weight_bytes": str(graph.products.resident),
     }
     graph.writer.write(path, properties)
+
+
+def measure_cache_scales(path: Path, texts: Iterable[NDArray[np.int32]]) -> list[CacheScales]:
+    """Scales for an int8 cache: each channel's largest magnitude over ``texts``, which an artifact of float32 runs.
+
+    Args:
+        path: an artifact that :func:`export_onnx_decoder` wrote without scales.
+        texts: tokens int32 ``[n]`` of each; what is longer than the artifact's context is left out.
+
+    Raises:
+        BundleError: it is no decoder's artifact.
+        UsageError: no texts, or an artifact of an int8 cache.
+    """
+    session = DECODER.open_decoder(path, DecoderOptions())
+    largest: dict[str, NDArray[np.float32]] = {}
+    try:
+        for text in texts:
+            session.rewind(0)
+            session.prefill(text[: session.context])
+            for name, array in session.save_cache().arrays.items():
+                if array.dtype != np.float32:
+                    raise UsageError(f"{path.name} has an int8 cache already; measure one of float32")
+                found = np.abs(array).max(axis=1).astype(np.float32)
+                largest[name] = np.maximum(largest[name], found) if name in largest else found
+    finally:
+        session.close()
+    if not largest:
+        raise UsageError("no texts were given to measure a cache's scales by")
+    scales = {name: np.maximum(found, np.float32(1e-6)) / np.float32(127) for name, found in largest.items()}
+    return [CacheScales(scales[f"{layer}.key"], scales[f"{layer}.value"]) for layer in range(len(scales) // 2)]
 
 
 def read_back(path: Path) -> OnnxDecoderContents:

@@ -6,10 +6,11 @@ The graph takes T tokens of one text and what its cache holds:
 - ``wanted_from`` int64 ``[1]``: from which of the T on logits are wanted;
 - ``spare`` int64 ``[6]``: zeros, but S in the last but one place: rows of zeros put behind the T for attention alone.
   ONNX Runtime attends for one token by another kernel than for several, whose results differ in the last bits; with one
-  spare row a token gets the very logits that it would get among others. All other kernels treat rows alike;
+  spare row a token gets the very logits that it would get among others. All other kernels treat rows alike, those of
+  an int8 cache too: such a graph has no such input;
 - ``last`` int32 ``[1]`` and ``total`` int32: the place of the last row in the text, and the number of all, cached ones
   and spare ones included;
-- ``past.<layer>.key`` and ``.value`` float32 ``[1, K, capacity, D]`` and the outputs ``present.<layer>.…``, to be bound
+- ``past.<layer>.key`` and ``.value`` float32 or int8 ``[1, K, capacity, D]`` and the outputs ``present.<layer>.…``, to be bound
   to the same memory: new keys and values are then written where they belong and nothing is copied;
 - ``logits`` float32 ``[1, wanted, V]``.
 
@@ -20,10 +21,12 @@ silu. Head widths that GroupQueryAttention refuses are padded with zeros before 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ...errors import StudentError
@@ -37,8 +40,20 @@ from .onnx_nodes import CONTRIB
 SPARE = 1
 """Most spare rows."""
 
+INT8_STEP, CACHE_SCALES_AT = 16, 12
+INT8_CACHE: dict[str, Any] = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+"""GroupQueryAttention's own: what widths of heads an int8 cache takes, which input its scales are, its attributes."""
+
 WIDTH_STEP, ROTARY_STEP = 8, 16
 """GroupQueryAttention takes head widths that are multiples of the first; with the rotary turn inside, of the second."""
+
+
+@dataclass(frozen=True)
+class CacheScales:
+    """The grid of one layer's int8 cache: float32 ``[K, D]`` each, a symmetric scale for each channel."""
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
 
 
 @dataclass
@@ -68,10 +83,16 @@ class OnnxDecoderGraph:
     Args:
         weights: the numbers to store.
         context: the most tokens of a text; rotary positions are stored up to it.
+        cache_scales: grids of the layers' caches in order; None keeps them in float32.
+
+    Raises:
+        StudentError: an int8 cache for heads whose width is not a multiple of 16.
     """
 
-    def __init__(self, weights: QuantizedWeights, context: int) -> None:
-        self.weights, self.context = weights, context
+    def __init__(
+        self, weights: QuantizedWeights, context: int, cache_scales: Sequence[CacheScales] | None = None
+    ) -> None:
+        self.weights, self.context, self.cache_scales = weights, context, cache_scales
         self.writer = ExternalNodeWriter()
         self.products = DecoderProducts(weights, self.writer)
         self.cache_widths: dict[int, tuple[int, int]] = {}
@@ -84,7 +105,8 @@ class OnnxDecoderGraph:
         self.writer.declare_input("last", TensorProto.INT32, [1])
         self.writer.declare_input("total", TensorProto.INT32, [])
         self.writer.declare_input("wanted_from", TensorProto.INT64, [1])
-        self.writer.declare_input("spare", TensorProto.INT64, [6])
+        if cache_scales is None:
+            self.writer.declare_input("spare", TensorProto.INT64, [6])
 
     def real(self, x: Hidden) -> str:
         """The tensor's own name; a joined product is cut for it."""
@@ -167,7 +189,7 @@ class OnnxDecoderGraph:
             stored.append(self.writer.stored(f"{norm.name}.bias", self._vector(f"{norm.name}.bias")))
         return stored
 
-    def _vector(self, name: str) -> np.ndarray:
+    def _vector(self, name: str) -> NDArray[np.float32]:
         vector = self.weights.vectors.get(name)
         if vector is None:
             raise StudentError(f"the weights hold no vector {name!r}; its name in the family's program is wrong")
@@ -228,20 +250,42 @@ class OnnxDecoderGraph:
         inputs += [f"past.{layer}.key", f"past.{layer}.value", "last", "total"]
         if rotary is not None and inside:
             inputs += self._rotation(rotary)
+        scales = self._cache_grid(layer, attention)
+        if scales:
+            inputs += [""] * (CACHE_SCALES_AT - len(inputs)) + scales
         outputs = [f"attention_{layer}", f"present.{layer}.key", f"present.{layer}.value"]
         self.writer.node_giving(
             "GroupQueryAttention", inputs, outputs, domain=CONTRIB, name=f"layer.{layer}.attention",
             num_heads=attention.heads, kv_num_heads=attention.kv_heads, scale=attention.scale,
-            do_rotary=int(inside), rotary_interleaved=0,
+            do_rotary=int(inside), rotary_interleaved=0, **(INT8_CACHE if scales else {}),
         )  # fmt: skip
         self._declare_cache(layer, attention.kv_heads, padded)
         context = self._without_spare(outputs[0])
         return context if padded == width else self._cut(context, attention.heads, width)
 
+    def _cache_grid(self, layer: int, attention: Attention) -> list[str]:
+        """The scales of the layer's keys and values, each stored as ``[K, 1, D]``; none for a float32 cache."""
+        if self.cache_scales is None:
+            return []
+        if attention.head_width % INT8_STEP:
+            raise StudentError(
+                f"an int8 cache needs heads whose width is a multiple of {INT8_STEP}, and they are "
+                f"{attention.head_width} wide: take a float32 cache"
+            )
+        found, shape = self.cache_scales[layer], (attention.kv_heads, 1, attention.head_width)
+        return [
+            self.writer.stored(f"cache_scales.{layer}.{part}", scales.astype(np.float32).reshape(shape))
+            for part, scales in (("key", found.keys), ("value", found.values))
+        ]
+
     def _with_spare(self, x: str) -> str:
+        if self.cache_scales is not None:
+            return x
         return self.writer.node("Pad", [x, "spare"])
 
     def _without_spare(self, x: str) -> str:
+        if self.cache_scales is not None:
+            return x
         if self._tokens is None:
             self._tokens = self.writer.node("Shape", ["input_ids"], start=1, end=2)
         first, axis = self.writer.integers(0), self.writer.integers(1)
@@ -262,9 +306,10 @@ class OnnxDecoderGraph:
     def _declare_cache(self, layer: int, heads: int, width: int) -> None:
         self.cache_widths[layer] = heads, width
         shape: list[str | int] = [1, heads, "capacity", width]
+        kind = TensorProto.FLOAT if self.cache_scales is None else TensorProto.INT8
         for part in ("key", "value"):
-            self.writer.declare_input(f"past.{layer}.{part}", TensorProto.FLOAT, shape)
-            self.writer.declare_named_output(f"present.{layer}.{part}", TensorProto.FLOAT, shape)
+            self.writer.declare_input(f"past.{layer}.{part}", kind, shape)
+            self.writer.declare_named_output(f"present.{layer}.{part}", kind, shape)
 
     def _rotation(self, rotary: Rotary) -> tuple[str, str]:
         """Cosines and sines of all positions, float32 ``[context, D / 2]`` each, stored once."""

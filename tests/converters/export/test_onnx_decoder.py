@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import onnx
 import pytest
 import torch
 from edgescribe.converters.anatomy import DECODERS
-from edgescribe.converters.export.onnx_decoder import export_onnx_decoder, kernel_report, read_back
+from edgescribe.converters.export.onnx_decoder import (
+    export_onnx_decoder,
+    kernel_report,
+    measure_cache_scales,
+    read_back,
+)
 from edgescribe.converters.freeze import freeze
 from edgescribe.converters.quantized_weights import QuantizedMatrix, QuantizedTable, QuantizedWeights
 from edgescribe.converters.student import Student
 from edgescribe.converters.torch_decoder import TorchDecoder
-from edgescribe.errors import BundleError, OutputError, UsageError
+from edgescribe.errors import BundleError, InputError, OutputError, StudentError, UsageError
 from edgescribe.runtimes.decoder_contract import DecoderOptions
 from edgescribe.runtimes.onnxruntime_decoder import DECODER
 
@@ -221,3 +227,52 @@ def test_damaged_files_are_named_when_read_back(make_writer: MakeWriter, tmp_pat
         read_back(path)
     with pytest.raises(BundleError):
         kernel_report(path)
+
+
+@pytest.mark.parametrize("precision", ["w8a8-dynamic", "w4a8-dynamic"])
+def test_a_cache_of_int8_takes_a_quarter_and_answers_nearly_alike(
+    precision: str, make_writer: MakeWriter, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    student = make_writer("llama", **sizes)
+    _, weights = exported(student, precision, tmp_path / "float.onnx")
+    random = np.random.default_rng(3)
+    tokens = random.integers(0, student.shape.vocabulary, CONTEXT).astype(np.int32)
+    others = [random.integers(0, student.shape.vocabulary, CONTEXT).astype(np.int32) for _ in range(4)]
+    scales = measure_cache_scales(tmp_path / "float.onnx", [tokens, *others])
+    assert [each.keys.shape for each in scales] == [(2, 32)] * student.shape.layers
+    path = tmp_path / "integer.onnx"
+    export_onnx_decoder(student.anatomy, student.shape, weights, path, CONTEXT, scales)
+    four, one = (DECODER.predicted_memory(tmp_path / f"{name}.onnx").cache for name in ("float", "integer"))
+    assert four == 4 * one
+    plain, session = (
+        DECODER.open_decoder(tmp_path / f"{name}.onnx", DecoderOptions(threads=1)) for name in ("float", "integer")
+    )
+    steps = np.stack([session.step(int(token)) for token in tokens])
+    expected = np.stack([plain.step(int(token)) for token in tokens])
+    assert (steps - expected).std() < 0.1 * expected.std()
+    assert session.verifies_alike
+    session.rewind(11)
+    np.testing.assert_array_equal(session.verify(tokens[11:27]), steps[11:27])
+    session.rewind(20)
+    saved = session.save_cache()
+    assert {array.dtype for array in saved.arrays.values()} == {np.dtype(np.int8)}
+    fork = session.fork()
+    np.testing.assert_array_equal(fork.prefill(tokens[20:]), steps[-1])
+    with pytest.raises(InputError, match="instead of float32"):
+        plain.load_cache(replace(saved, tokens=tokens[:20]))
+    with pytest.raises(UsageError, match="int8 cache already"):
+        measure_cache_scales(path, [tokens])
+    with pytest.raises(UsageError, match="no texts"):
+        measure_cache_scales(tmp_path / "float.onnx", [])
+    for each in (plain, session, fork):
+        each.close()
+
+
+def test_heads_too_narrow_for_an_int8_cache_are_refused(make_writer: MakeWriter, tmp_path: Path) -> None:
+    student = make_writer("llama", head_dim=8)
+    _, weights = exported(student, "w8a8-dynamic", tmp_path / "writer.onnx")
+    scales = measure_cache_scales(tmp_path / "writer.onnx", [np.arange(20, dtype=np.int32)])
+    with pytest.raises(StudentError, match="multiple of 16"):
+        export_onnx_decoder(student.anatomy, student.shape, weights, tmp_path / "narrow.onnx", CONTEXT, scales)
+    assert not (tmp_path / "narrow.onnx").exists()
