@@ -8,8 +8,10 @@ The format is described in ggml's ``docs/gguf.md``.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import StudentError
 from .families.decoder_layers import llama3_scaling
+from .gguf_contents import GgufContents
 from .gguf_tokenizers import read_gguf_tokenizer
 from .stored_student import StoredStudent
 
@@ -79,6 +82,8 @@ GPT2_FIELDS = {
     "context_length": "n_positions",
 }
 
+NEEDED = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count", "context_length")
+
 ARCHITECTURES = {"llama": "silu", "qwen2": "silu", "qwen3": "silu", "gemma": "gelu_pytorch_tanh", "gpt2": "gelu_new"}
 """The architectures that are read, named as ``model_type`` is, and their activations, which a file does not tell."""
 
@@ -105,31 +110,19 @@ def read_gguf(path: Path) -> StoredStudent:
     Raises:
         StudentError: the package ``gguf`` is missing, the file is damaged, or of an architecture that is not read.
     """
-    try:
-        import gguf
-    except ImportError as error:
+    if find_spec("gguf") is None:
         raise StudentError(
             f"reading {path} needs the package gguf; install the workbench: pip install 'edgescribe[convert]'"
-        ) from error
-    try:
-        reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {each.name: each for each in reader.tensors}
-    except (ValueError, KeyError, IndexError, OSError, UnicodeDecodeError, TypeError, OverflowError) as error:
-        raise StudentError(f"{path} is not a GGUF file that can be read: {error}. Download it again") from error
+        )
+    contents = GgufContents(path)
+    metadata = contents.metadata
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise StudentError(
             f"{path} is of the architecture {architecture!r}; GGUF files of these are read: "
             f"{', '.join(ARCHITECTURES)}. Give the checkpoint folder that it was made from"
         )
-    arrays: dict[str, Array] = {}
-    for name, tensor in tensors.items():
-        try:
-            arrays[name] = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        except (RuntimeError, ValueError) as error:
-            kind = tensor.tensor_type.name
-            raise StudentError(f"{path}: {name} is stored as {kind}, which cannot be read: {error}") from error
+    arrays = {name: contents.tensor(name) for name in contents.names()}
     if "token_embd.weight" not in arrays:
         raise StudentError(f"{path} holds no token_embd.weight; it is not a whole model (a part, or an adapter)")
     config = _config(path, architecture, metadata, arrays)
@@ -149,9 +142,9 @@ def read_gguf(path: Path) -> StoredStudent:
 
 def _config(path: Path, architecture: str, metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
     """As ``config.json`` would have it."""
-    for field in ("expert_count", "attention.causal"):
-        value = metadata.get(f"{architecture}.{field}")
-        if value not in (None, 0, True):
+    for field, usual in (("expert_count", 0), ("attention.causal", True)):
+        value = metadata.get(f"{architecture}.{field}", usual)
+        if value != usual:
             raise StudentError(f"{path} has {architecture}.{field} {value!r}, which is not supported")
     fields = GPT2_FIELDS if architecture == "gpt2" else FIELDS
     config: dict[str, Any] = {"model_type": architecture}
@@ -159,17 +152,25 @@ def _config(path: Path, architecture: str, metadata: Mapping[str, Any], arrays: 
         value = metadata.get(f"{architecture}.{stored}")
         if isinstance(value, list):
             raise StudentError(f"{path} has another {architecture}.{stored} in each layer, which is not supported")
+        if value is None and stored in NEEDED:
+            raise StudentError(f"{path} lacks {architecture}.{stored} ({name}); download it again")
         if value is not None:
+            kind = float if stored.endswith("epsilon") else int
+            if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
+                raise StudentError(f"{path} has {architecture}.{stored} {value!r}, where a positive number is expected")
             config[name] = value
     config["vocab_size"] = int(arrays["token_embd.weight"].shape[0])
     config["tie_word_embeddings"] = "output.weight" not in arrays
     if architecture == "gpt2":
         return config | {"activation_function": ARCHITECTURES[architecture]}
     config["hidden_act"] = ARCHITECTURES[architecture]
-    config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
-    if "head_dim" not in config and "num_attention_heads" in config:
-        rotated = metadata.get(f"{architecture}.rope.dimension_count")
-        config["head_dim"] = rotated or config.get("hidden_size", 0) // max(1, config["num_attention_heads"])
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    rotated = metadata.get(f"{architecture}.rope.dimension_count", config["head_dim"])
+    if rotated != config["head_dim"]:
+        raise StudentError(
+            f"{path} turns {rotated!r} of each head's {config['head_dim']} units by rotary positions; all are supported"
+        )
     config["rope_parameters"] = _rotary(path, architecture, metadata, arrays, config)
     if "blk.0.attn_q.bias" in arrays and architecture != "qwen2":
         config["attention_bias"] = True
@@ -185,10 +186,12 @@ def _rotary(
     arrays: Mapping[str, Array],
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    base = float(metadata.get(f"{architecture}.rope.freq_base", 10000.0))
+    base = metadata.get(f"{architecture}.rope.freq_base", 10000.0)
+    if not isinstance(base, float) or not 1 < base < math.inf:
+        raise StudentError(f"{path} has {architecture}.rope.freq_base {base!r}, where a number over 1 is expected")
     kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if kind == "linear":
-        factor = float(metadata.get(f"{architecture}.rope.scaling.factor", 1.0))
+        factor = metadata.get(f"{architecture}.rope.scaling.factor", 1.0)
         return {"rope_type": "linear", "rope_theta": base, "factor": factor}
     if kind != "none":
         raise StudentError(f"{path} scales rotary positions by {kind!r}; supported are none, linear and Llama 3's")

@@ -202,7 +202,7 @@ def _shape(path: Path, anatomy: Anatomy, config: Mapping[str, Any]) -> Shape:
         shape = anatomy.shape(config)
     except KeyError as error:
         raise StudentError(f"{path} lacks {error}, which the family {anatomy.model_type} needs") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise StudentError(f"{path} is not a configuration of the family {anatomy.model_type}: {error}") from error
     sizes = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "neurons", "vocabulary", "positions")}
     for name, size in {**sizes, "embedding": shape.embedding}.items():

@@ -120,6 +120,8 @@ def rotary_of(config: Mapping[str, Any], width: int) -> Rotary:
     scaling = {**(config.get("rope_scaling") or {}), **given}
     base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
     rotated = int(width * float(scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0))
+    if not base > 1 or not math.isfinite(base):
+        raise StudentError(f"config.json has a rope_theta of {base}, where a number over 1 is expected")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if rotated != width or width % 2:
         raise StudentError(f"config.json turns {rotated} of each head's {width} units by rotary positions; all or none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -21,6 +22,8 @@ from edgescribe.converters.gguf_files import FIELDS, GPT2_FIELDS, GPT2_LAYER_NAM
 from edgescribe.converters.read import read_student
 from edgescribe.converters.student import Student
 from edgescribe.errors import StudentError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 Write = Callable[..., Path]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -276,7 +279,7 @@ def test_what_is_not_read_is_refused(make_writer: Callable[..., Student], write_
     refused(write_gguf(student, change=lambda writer: writer.add_tensor("blk.0.ffn_gate_inp.weight", odd)), "no use")
     whole_numbers = np.ones(4, np.int8)
     refused(write_gguf(student, change=lambda writer: writer.add_tensor("output.bias", whole_numbers)), "stored as I8")
-    refused(write_gguf(student, leave_out=("block_count",)), "num_hidden_layers")
+    refused(write_gguf(student, leave_out=("block_count",)), "block_count")
     path = tmp_path / "phi.gguf"
     writer = gguf.GGUFWriter(path, "phi3")
     writer.write_header_to_file()
@@ -285,12 +288,34 @@ def test_what_is_not_read_is_refused(make_writer: Callable[..., Student], write_
     refused(path, "'phi3'; GGUF files of these are read")
 
 
-def test_damaged_files_are_refused(make_writer: Callable[..., Student], write_gguf: Write, tmp_path: Path) -> None:
-    whole = write_gguf(make_writer("llama", **SIZES)).read_bytes()
+@pytest.fixture(scope="session")
+def whole(make_writer: Callable[..., Student], write_gguf: Write) -> bytes:
+    return write_gguf(make_writer("llama", **SIZES)).read_bytes()
+
+
+def test_files_that_end_too_soon_are_refused(whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "damaged.gguf"
-    for part in (b"", whole[:3], whole[:20], whole[:900], whole[: len(whole) // 2], b"GGML" + whole[4:]):
+    for part in (b"", whole[:3], whole[:20], whole[:900], whole[: len(whole) // 2], whole[:-1], b"GGML" + whole[4:]):
         path.write_bytes(part)
-        refused(path, "not a GGUF file|cannot be read|cannot mmap")
+        refused(path, "not a GGUF file|ends before")
+    path.write_bytes(whole[:4] + (1).to_bytes(4, "little") + whole[8:])
+    refused(path, "of version 1")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(places=st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0, 1, 9, 127, 255])), min_size=1, max_size=4))
+def test_damaged_files_are_refused_or_read(
+    whole: bytes, tmp_path_factory: pytest.TempPathFactory, places: list[tuple[float, int]]
+) -> None:
+    """Whatever stands in the metadata and the tensors' descriptions."""
+    head = whole.index(b"token_embd.weight") + 2000
+    changed = bytearray(whole)
+    for place, value in places:
+        changed[int(place * head)] = value
+    path = tmp_path_factory.getbasetemp() / "changed.gguf"
+    path.write_bytes(bytes(changed))
+    with contextlib.suppress(StudentError):
+        read_student(path, "generate")
 
 
 def test_which_file_of_a_folder(make_writer: Callable[..., Student], write_gguf: Write) -> None:
