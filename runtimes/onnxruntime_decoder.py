@@ -119,7 +119,7 @@ class OnnxRuntimeDecoder(CheckedDecoder):
             self._check_open()
             # With an int8 cache and a thread to spare, one token's attention is divided along the text.
             divided = self._file.cache_bytes != FLOAT_BYTES and self.effective.threads > self._file.heads
-            self._weights.alike = not divided and self._tried()
+            self._weights.alike = self._file.precision != "fp32" and not divided and self._tried()
         return self._wants_alike and self._weights.alike is True
 
     @verifies_alike.setter
@@ -170,7 +170,8 @@ class OnnxRuntimeDecoder(CheckedDecoder):
 
     def _takes_spare(self) -> bool:
         """Whether a step of one token brings a spare row along."""
-        return self._file.cache_bytes == FLOAT_BYTES and self._wants_alike and self._weights.alike is not False
+        # Float products of one row and of several differ, so that a spare row of attention would not help.
+        return self._wants_alike and self._file.cache_bytes == FLOAT_BYTES and self._file.precision != "fp32"
 
     def _read_cache(self) -> dict[str, NDArray[np.generic]]:
         return {name: memory[0, :, : self._length].copy() for name, memory in self._cache.items()}

@@ -77,7 +77,8 @@ def export_onnx_decoder(
     Raises:
         OutputError: the name does not end in ``.onnx`` or the folder cannot be written.
         UsageError: ``context`` is not from 1 to the positions that the student was trained for.
-        StudentError: the program reads a weight that ``weights`` does not hold, or an int8 cache does not fit its heads.
+        StudentError: the program reads a weight that ``weights`` does not hold, or its heads are too narrow for an int8
+            cache.
     """
     if path.suffix != ".onnx":
         raise OutputError(f"an ONNX artifact's name ends in .onnx, and {str(path)!r} does not: name it so")
@@ -129,7 +130,7 @@ def measure_cache_scales(path: Path, texts: Iterable[NDArray[np.int32]]) -> list
         session.close()
     if not largest:
         raise UsageError("no texts were given to measure a cache's scales by")
-    scales = {name: np.maximum(found, np.float32(1e-6)) / np.float32(127) for name, found in largest.items()}
+    scales = {name: (np.maximum(found, 1e-6) / 127).astype(np.float32) for name, found in largest.items()}
     return [CacheScales(scales[f"{layer}.key"], scales[f"{layer}.value"]) for layer in range(len(scales) // 2)]
 
 

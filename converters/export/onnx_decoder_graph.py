@@ -10,8 +10,8 @@ The graph takes T tokens of one text and what its cache holds:
   an int8 cache too: such a graph has no such input;
 - ``last`` int32 ``[1]`` and ``total`` int32: the place of the last row in the text, and the number of all, cached ones
   and spare ones included;
-- ``past.<layer>.key`` and ``.value`` float32 or int8 ``[1, K, capacity, D]`` and the outputs ``present.<layer>.…``, to be bound
-  to the same memory: new keys and values are then written where they belong and nothing is copied;
+- ``past.<layer>.key`` and ``.value`` float32 or int8 ``[1, K, capacity, D]`` and the outputs ``present.<layer>.…``, to
+  be bound to the same memory: new keys and values are then written where they belong and nothing is copied;
 - ``logits`` float32 ``[1, wanted, V]``.
 
 Forms that were the fastest of those tried on ONNX Runtime 1.31: joined products for query, key and value and for gate
