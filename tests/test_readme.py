@@ -65,7 +65,7 @@ def test_families_and_profiles_are_all_named() -> None:
 
 def test_recipes_are_all_in_the_guide() -> None:
     guide = (ROOT / "docs/guides/convert-your-own-student.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `([a-z]+)` \|(?=.*\|.*\|.*\|.*\|)", guide, re.MULTILINE) == list(NAMED)
+    assert re.findall(r"^\| `([a-z0-9-]+)` \|(?=.*\|.*\|.*\|)", guide, re.MULTILINE) == list(NAMED)
 
 
 def test_extras_and_the_pinned_torch_are_those_of_the_project() -> None:
