@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from edgescribe.converters.anatomy import DECODERS
 from edgescribe.converters.read import read_student
 from edgescribe.converters.student import Student
 from edgescribe.errors import StudentError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 Make = Callable[..., tuple[Path, Any]]
@@ -205,3 +208,31 @@ def test_tasks_of_other_kinds_of_students(folder: Path, make_student: Callable[.
         read_student(folder, "classify")
     with pytest.raises(StudentError, match="does not serve the task 'generate'"):
         read_student(make_student("bert").source, "generate")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    field=st.sampled_from(
+        ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+         "rope_parameters", "rope_theta", "rope_scaling", "sliding_window", "layer_types", "tie_word_embeddings",
+         "max_position_embeddings", "eos_token_id", "rms_norm_eps", "hidden_act", "attention_bias"]
+    ),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers(-9, 9) | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["rope_type", "rope_theta", "factor", "low_freq_factor"]), inner, max_size=4),
+        max_leaves=5,
+    ),
+)  # fmt: skip
+def test_wild_configurations_are_refused_or_read(
+    original: Path, tmp_path_factory: pytest.TempPathFactory, field: str, value: Any
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "wild"
+    if not folder.exists():
+        shutil.copytree(original, folder)
+    shutil.copy(original / "config.json", folder)
+    change(folder / "config.json", **{field: value})
+    with contextlib.suppress(StudentError):
+        student = read_student(folder, "generate")
+        assert student.shape.heads % student.shape.kv_heads == 0
+        assert all(number < student.shape.vocabulary for number in student.eos_ids)
