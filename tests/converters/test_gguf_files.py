@@ -21,6 +21,7 @@ from edgescribe.converters.families.decoder_layers import llama3_scaling, rotary
 from edgescribe.converters.gguf_files import FIELDS, GPT2_FIELDS, GPT2_LAYER_NAMES, GPT2_NAMES, LAYER_NAMES, NAMES
 from edgescribe.converters.read import read_student
 from edgescribe.converters.student import Student
+from edgescribe.converters.vocabulary import trim_vocabulary
 from edgescribe.errors import StudentError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -257,6 +258,12 @@ def test_sentencepiece_tokenizers(
         assert ids == [1, *reference.encode(text)]
         assert student.tokenizer.decode(ids) == text
     assert student.tokenizer_config["unk_token"] == "<unk>"
+    trimmed = trim_vocabulary(student, sentences[:3])
+    assert trimmed.shape.vocabulary < student.shape.vocabulary
+    for text in (*sentences, "  two  spaces ", "漢字 😀\n\ttab"):
+        assert trimmed.tokenizer.decode(trimmed.tokenizer.encode(text).ids) == text
+    for text in sentences[:3]:
+        assert trimmed.tokenizer.encode(text).tokens == student.tokenizer.encode(text).tokens
 
 
 def test_ends_of_a_turn_end_a_text_too(make_writer: Callable[..., Student], write_gguf: Write) -> None:
