@@ -89,25 +89,35 @@ class Figures:
 class Process:
     """One contender's process, ready once its first text is answered.
 
+    Args:
+        name: the contender's.
+        script: what it runs.
+        spec: what the script is started with; ``threads`` is among it.
+        interpreter: by default this process's own.
+
     Attributes:
         cold_ms: from just before it was started to the answer to the first text.
         engine: what runs it, in words.
     """
 
-    def __init__(self, contender: Contender, text: str) -> None:
-        self.name = contender.name
+    def __init__(self, name: str, script: Path, spec: Mapping[str, Any], interpreter: str = sys.executable) -> None:
+        self.name = name
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         spawned_ns = time.monotonic_ns()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(PROCESS), json.dumps({**contender.process, "text": text})],
+            [interpreter, "-P", str(script), json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             text=True,
             encoding="utf-8",
-            env=_environment(int(contender.process["threads"])),
+            env=_environment(int(spec["threads"])),
         )
-        ready = self._answer()
+        try:
+            ready = self._answer()
+        except RuntimeError:
+            self.close()
+            raise
         self.cold_ms = (ready["answered_ns"] - spawned_ns) / 1e6
         self.engine = str(ready["engine"])
 
@@ -172,7 +182,7 @@ def run(
         processes = []
         for number, contender in enumerate(contenders):
             progress("loading", number / len(contenders))
-            process = stack.enter_context(Process(contender, texts.test[0]))
+            process = stack.enter_context(_started(contender, texts.test[0]))
             process.ask({"texts": list(texts.timed), "tokens": texts.tokens})
             found[contender.name].engine = process.engine
             processes.append(process)
@@ -189,12 +199,16 @@ def run(
     for turn in range(effort.starts):
         for number, contender in enumerate(contenders):
             progress("start-up and memory", (turn + number / len(contenders)) / effort.starts)
-            with Process(contender, texts.test[0]) as process:
+            with _started(contender, texts.test[0]) as process:
                 found[contender.name].cold_ms.append(process.cold_ms)
                 if turn < effort.memory_starts:
                     answer = process.ask({"classify": list(texts.test[: effort.memory_texts])})
                     found[contender.name].peak_rss_mib.append(answer["peak_rss_mib"])
     return found
+
+
+def _started(contender: Contender, text: str) -> Process:
+    return Process(contender.name, PROCESS, {**contender.process, "text": text})
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -1,29 +1,40 @@
 """Packages that only peers need, kept apart from the workbench inside the checkout, in pinned versions.
 
-NNCF gets an environment of its own. torch's ONNX exporter needs two small packages beside the workbench's own torch;
-they go into a folder that only that one step has on its path.
+NNCF, llama.cpp and the engines' own generation libraries get environments of their own. torch's ONNX exporter needs two
+small packages beside the workbench's own torch; they go into a folder that only that one step has on its path.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 NNCF_REQUIREMENTS = Path(__file__).with_name("nncf-requirements.txt")
+LLAMA_REQUIREMENTS = Path(__file__).with_name("llama-requirements.txt")
+GENAI_REQUIREMENTS = Path(__file__).with_name("genai-requirements.txt")
 EXPORTER_PACKAGES = ("onnxscript==0.7.2", "onnx-ir==1.1.0")
+LLAMA_BUILD = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
+"""llama.cpp is compiled for this very machine, which is its default; its part for images is left out."""
 
 
 def nncf_python(folder: Path) -> Path:
     """The interpreter of the environment with NNCF, made where it is not there yet or its pins have changed."""
-    wanted = NNCF_REQUIREMENTS.read_text(encoding="utf-8")
-    python, made = folder / "bin/python", folder / "made-from.txt"
-    if not (made.is_file() and made.read_text(encoding="utf-8") == wanted):
-        venv.create(folder, clear=True, with_pip=True)
-        _pip(python, "install", "--requirement", str(NNCF_REQUIREMENTS))
-        made.write_text(wanted, encoding="utf-8")
-    return python
+    return _environment(folder, NNCF_REQUIREMENTS)
+
+
+def llama_python(folder: Path) -> Path:
+    """The same with llama.cpp, which is compiled from source, at low priority: some ten minutes and a C++ compiler."""
+    return _environment(folder, LLAMA_REQUIREMENTS, **LLAMA_BUILD)
+
+
+def genai_python(folder: Path) -> Path:
+    """The same with ONNX Runtime GenAI and OpenVINO GenAI, and what converts for them."""
+    # Without dependencies: the pins are whole, and Optimum Intel asks for torchvision, which it does not use for texts
+    # and whose build must be of torch's own kind.
+    return _environment(folder, GENAI_REQUIREMENTS, "--no-deps")
 
 
 def exporter_packages(folder: Path) -> Path:
@@ -37,8 +48,20 @@ def exporter_packages(folder: Path) -> Path:
     return folder
 
 
-def _pip(python: Path, *arguments: str) -> None:
-    command = [str(python), "-m", "pip", "-qq", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, stdout=sys.stderr, check=False)
+def _environment(folder: Path, requirements: Path, *options: str, **settings: str) -> Path:
+    wanted = requirements.read_text(encoding="utf-8")
+    python, made = folder / "bin/python", folder / "made-from.txt"
+    if not (made.is_file() and made.read_text(encoding="utf-8") == wanted):
+        venv.create(folder, clear=True, with_pip=True)
+        _pip(python, "install", *options, "--requirement", str(requirements), **settings)
+        made.write_text(wanted, encoding="utf-8")
+    return python
+
+
+def _pip(python: Path, *arguments: str, **settings: str) -> None:
+    command = ["nice", "-n", "19", str(python), "-m", "pip", "-qq", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, stdout=sys.stderr, check=False, env=os.environ | settings)
     if done.returncode:
-        sys.exit(f"pip could not install the peers' packages (status {done.returncode}); it said why above")
+        raise RuntimeError(
+            f"pip could not install the peers' packages (status {done.returncode}); it said why above"
+        )
