@@ -139,6 +139,7 @@ def writer(torch_session: Callable[..., TorchSession], codec: TextCodec) -> Iter
 
 ENGINES = {
     "onnxruntime": ("edgescribe.converters.export.onnx_decoder", "export_onnx_decoder", "decoder.onnx"),
+    "openvino": ("edgescribe.converters.export.openvino_decoder", "export_openvino_decoder", "decoder.xml"),
     "litert": ("edgescribe.converters.export.litert_decoder", "export_litert_decoder", "decoder.tflite"),
 }
 
