@@ -30,8 +30,8 @@ Arrays = dict[str, NDArray[np.generic]]
 class DecoderCache(ABC):
     """The cache of one session, and its inference request."""
 
-    rounds: bool
-    """Whether numbers of tokens are rounded up."""
+    can_be_alike: bool
+    """Whether a token's logits can be the same bit for bit in a run of one and of several tokens."""
 
     def __init__(self, module: Any, compiled: Any, file: DecoderFile) -> None:
         self._module, self._file = module, file
@@ -39,8 +39,11 @@ class DecoderCache(ABC):
         self._kept: list[Any] = []
 
     @abstractmethod
-    def run(self, tokens: NDArray[np.int32], start: int, wanted: int) -> NDArray[np.float32]:
-        """Write ``tokens`` behind the first ``start``; the logits ``[wanted, V]`` of the last ones, a copy."""
+    def run(self, tokens: NDArray[np.int32], start: int, wanted: int, alike: bool) -> NDArray[np.float32]:
+        """Write ``tokens`` behind the first ``start``; the logits ``[wanted, V]`` of the last ones, a copy.
+
+        ``alike``: one token gives the bits that it would give among others, where :attr:`can_be_alike`.
+        """
 
     @abstractmethod
     def read(self, length: int) -> Arrays:
@@ -64,13 +67,18 @@ class DecoderCache(ABC):
         self._kept += [array, tensor]
         self._request.set_tensor(name, tensor)
 
-    def _infer(self) -> NDArray[np.float32]:
+    def _infer(self, asked: int) -> NDArray[np.float32]:
+        """Run what is bound; the logits ``[asked, V]``, which are the engine's own memory."""
         try:
             self._request.infer()
         except RuntimeError as error:
             lines = str(error).strip().splitlines() or ["RuntimeError"]
             raise EngineError(f"OpenVINO failed while running: {lines[-1].strip()}") from error
         logits: NDArray[np.float32] = self._request.get_output_tensor(0).data[0]
+        if len(logits) != asked:  # as OpenVINO 2026.4 does where ONEDNN_MAX_CPU_ISA hides what a processor has
+            raise EngineError(
+                f"OpenVINO ran and gave {len(logits)} rows of logits instead of {asked}: take another runtime"
+            )
         return logits
 
     def _check(self, arrays: Arrays, length: int, dtype: Any) -> None:
@@ -89,12 +97,13 @@ class DecoderCache(ABC):
 class PagedCache(DecoderCache):
     """Blocks of keys and values in memory of ours.
 
-    One token is run by other kernels than several, whose last bits differ, so that at least two rows are run, the
-    spare one behind the token; and the engine keeps kernels for each number of rows, so that this is rounded up.
+    One token is attended for by another kernel than several, whose last bits differ: with a spare row behind it, a
+    token gets the logits that it would get among others. It costs a twentieth of a step. The engine keeps kernels for
+    each number of rows, so that this is rounded up.
     What spare rows write is hidden from all tokens before them and written over by the next.
     """
 
-    rounds = True
+    can_be_alike = True
 
     def __init__(self, module: Any, compiled: Any, file: DecoderFile, context: int) -> None:
         super().__init__(module, compiled, file)
@@ -118,10 +127,10 @@ class PagedCache(DecoderCache):
         self._of_rows: dict[int, tuple[NDArray[np.int32], NDArray[np.int32], Any, Any]] = {}
         self._of_wanted: dict[int, tuple[NDArray[np.int32], Any]] = {}
 
-    def run(self, tokens: NDArray[np.int32], start: int, wanted: int) -> NDArray[np.float32]:
+    def run(self, tokens: NDArray[np.int32], start: int, wanted: int, alike: bool) -> NDArray[np.float32]:
         """See DecoderCache."""
         count = len(tokens)
-        rows, asked = rounded(count), max(1, wanted)
+        rows, asked = rounded(count) if alike or count > 1 else 1, max(1, wanted)
         ids, places, ids_tensor, places_tensor = self._rows(rows)
         ids[:count], ids[count:] = tokens, 0
         places[:] = np.minimum(np.arange(start, start + rows), self._last_place)
@@ -132,7 +141,7 @@ class PagedCache(DecoderCache):
         request.set_tensor("input_ids", ids_tensor)
         request.set_tensor("position_ids", places_tensor)
         request.set_tensor("wanted", wanted_tensor)
-        return self._infer()[asked - wanted :].copy()
+        return self._infer(asked)[asked - wanted :].copy()
 
     def _rows(self, rows: int) -> tuple[NDArray[np.int32], NDArray[np.int32], Any, Any]:
         if rows not in self._of_rows:
@@ -175,14 +184,14 @@ class PagedCache(DecoderCache):
 class GrowingCache(DecoderCache):
     """State variables of the engine, ``past.<layer>.<part>`` float32 ``[1, K, length, D]`` as seen from outside."""
 
-    rounds = False
+    can_be_alike = False
 
     def __init__(self, module: Any, compiled: Any, file: DecoderFile) -> None:
         super().__init__(module, compiled, file)
         self._held = 0
         self._bind("beam_idx", np.zeros(1, np.int32))
 
-    def run(self, tokens: NDArray[np.int32], start: int, wanted: int) -> NDArray[np.float32]:
+    def run(self, tokens: NDArray[np.int32], start: int, wanted: int, alike: bool) -> NDArray[np.float32]:
         """See DecoderCache."""
         if self._held != start:
             self._keep(start)
@@ -192,7 +201,7 @@ class GrowingCache(DecoderCache):
         request.set_tensor("position_ids", tensor(np.arange(start, start + count, dtype=np.int32)[None]))
         request.set_tensor("wanted", tensor(np.arange(count - asked, count, dtype=np.int32)))
         self._held = -1  # until the run has ended well, the variables may hold anything
-        logits = self._infer()[asked - wanted :].copy()
+        logits = self._infer(asked)[asked - wanted :].copy()
         self._held = start + count
         return logits
 
