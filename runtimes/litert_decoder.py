@@ -104,18 +104,18 @@ class LiteRtDecoderRuntime:
         context = checked_context(options.context, file.context, artifact)
         check_memory(memory_of(file, context), options.memory_limit, context, artifact)
         module = _compiled_model(found.version)
-        packed = packed_weights(options.cache_dir, artifact, found.version)
         effective = Effective(NAME, found.package, found.version, "cpu", "XNNPACK", "float32", threads)
-        model = DecoderModel(module, file, context, threads, packed)
-        session = LiteRtDecoderSession(model, effective)
-        try:
-            with without_info_lines(*UNRELATED):  # the engine packs weights and announces it in the first run
-                session.step(0)
-            session.rewind(0)
-            check_answers(session, tuple(options.answers), artifact)
-        except BaseException:
-            session.close()
-            raise
+        with packed_weights(options.cache_dir, artifact, found.version) as packed:
+            model = DecoderModel(module, file, context, threads, packed)
+            session = LiteRtDecoderSession(model, effective)
+            try:
+                with without_info_lines(*UNRELATED):  # the engine packs weights and announces it in the first run
+                    session.step(0)
+                session.rewind(0)
+                check_answers(session, tuple(options.answers), artifact)
+            except BaseException:
+                session.close()
+                raise
         model.settle()
         release_code(Path(module.__file__).parent)
         return session

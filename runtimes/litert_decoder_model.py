@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,12 @@ IN_MEMORY = ":memory"
 _HIDDEN = np.float32(-1e9)
 """Added to the scores of what a token must not see: its exponential is exactly 0 in float32."""
 
-UNRELATED = ("WARNING: [npu_registry", "WARNING: [gpu_registry")
+UNRELATED = (
+    "WARNING: [npu_registry",
+    "WARNING: [gpu_registry",
+    "ERROR: [litert_dispatch",
+    "ERROR: [dispatch_delegate",
+)
 """What the engine says about accelerators that were not asked for."""
 
 
@@ -273,18 +279,35 @@ def kept(name: str, length: int) -> tuple[slice, ...]:
     return (*(slice(None),) * room_axis(name), slice(0, length))
 
 
-def packed_weights(cache_dir: Path | None, artifact: Path, version: str) -> str:
-    """Where the engine keeps packed weights: a file named after the artifact's content and the engine's version.
+@contextlib.contextmanager
+def packed_weights(cache_dir: Path | None, artifact: Path, version: str) -> Iterator[str]:
+    """Where the engine shall keep packed weights: a file named after the artifact's content and the engine's version.
+
+    Where there is none yet, the engine writes one of another name meanwhile, which gets its name at the end: no other
+    process ever maps half a file.
 
     Raises:
         EngineError: the folder cannot be used.
     """
     if cache_dir is None:
-        return IN_MEMORY
+        yield IN_MEMORY
+        return
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with artifact.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise EngineError(f"cannot use the cache folder {cache_dir}: {error.strerror or error}") from error
-    return str(cache_dir / f"litert-{version}-{digest[:24]}.xnnpack")
+    path = cache_dir / f"litert-{version}-{digest[:24]}.xnnpack"
+    if path.exists():
+        yield str(path)
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        yield str(unfinished)
+        with contextlib.suppress(FileNotFoundError):
+            unfinished.replace(path)
+    except OSError as error:
+        raise EngineError(f"cannot use the cache folder {cache_dir}: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from edgescribe.converters.export.litert_decoder import export_litert_decoder
 from edgescribe.converters.freeze import freeze
 from edgescribe.converters.student import Student
 from edgescribe.converters.torch_decoder import TorchDecoder
-from edgescribe.errors import BundleError, EngineError
-from edgescribe.runtimes.decoder_contract import DecoderOptions, DecoderSession
+from edgescribe.errors import BundleError, EngineError, WrongAnswerError
+from edgescribe.runtimes.decoder_contract import DecoderAnswer, DecoderOptions, DecoderSession
 from edgescribe.runtimes.litert_decoder import DECODER, LiteRtDecoderSession
 from edgescribe.runtimes.litert_decoder_file import OVERHEAD, DecoderFile, read_decoder_file, room_for
 from edgescribe.runtimes.registry import open_decoder
@@ -173,6 +173,28 @@ def test_damaged_packed_weights_do_not_change_answers(made: tuple[Path, TorchDec
     for damaged in (b"", content[: len(content) // 2], b"x" * 5000):
         kept.write_bytes(damaged)
         np.testing.assert_array_equal(answer(), expected)
+
+
+def test_processes_that_open_at_once_share_packed_weights(made: tuple[Path, TorchDecoder], tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from edgescribe.runtimes.registry import open_decoder; import sys\n"
+        "from edgescribe.runtimes.decoder_contract import DecoderOptions\n"
+        "options = DecoderOptions(threads=1, cache_dir=Path(sys.argv[2]))\n"
+        "print(open_decoder('litert', Path(sys.argv[1]), options).prefill(range(90)).tobytes().hex())\n"
+    )
+    command = [sys.executable, "-c", code, str(made[0]), str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    answers = {process.communicate()[0] for process in started}
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len(answers) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_wrong_answer_leaves_no_packed_weights(made: tuple[Path, TorchDecoder], tmp_path: Path) -> None:
+    wrong = DecoderAnswer(tokens_of(4), np.array([1], np.int32), np.array([99.0], np.float32), 0.1)
+    with pytest.raises(WrongAnswerError):
+        open_decoder("litert", made[0], DecoderOptions(threads=1, cache_dir=tmp_path, answers=[wrong]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_folder_that_cannot_be_is_told(made: tuple[Path, TorchDecoder], tmp_path: Path) -> None:
