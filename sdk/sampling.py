@@ -107,8 +107,12 @@ class Sampler:
         if 0 < sampling.top_k < len(logits):
             tokens = top_tokens(logits, sampling.top_k)
             logits = logits[tokens]
+        # In place: arrays of a whole vocabulary are so large that new memory is asked of the system for each.
+        weights = logits
         with np.errstate(over="ignore", under="ignore"):
-            weights = np.exp((logits - highest) / np.float32(max(sampling.temperature, 1e-30)))
+            weights -= highest
+            weights /= np.float32(max(sampling.temperature, 1e-30))
+            np.exp(weights, out=weights)
         if sampling.top_p < 1:
             kept = nucleus(weights, sampling.top_p)
             weights, tokens = weights[kept], kept if tokens is None else tokens[kept]
