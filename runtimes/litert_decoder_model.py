@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,9 @@ from .spare_memory import mapped_at, release_freed, release_pages
 
 IN_MEMORY = ":memory"
 """LiteRT's name for packing weights into shared memory, without a file."""
+
+SPARE_DISK = 32 << 20
+"""Bytes of disk that writing packed weights leaves free, at least."""
 
 _HIDDEN = np.float32(-1e9)
 """Added to the scores of what a token must not see: its exponential is exactly 0 in float32."""
@@ -284,7 +288,8 @@ def packed_weights(cache_dir: Path | None, artifact: Path, version: str) -> Iter
     """Where the engine shall keep packed weights: a file named after the artifact's content and the engine's version.
 
     Where there is none yet, the engine writes one of another name meanwhile, which gets its name at the end: no other
-    process ever maps half a file.
+    process ever maps half a file. Without room for it on the disk weights are packed in memory, since the engine ends
+    the process where writing fails.
 
     Raises:
         EngineError: the folder cannot be used.
@@ -296,13 +301,18 @@ def packed_weights(cache_dir: Path | None, artifact: Path, version: str) -> Iter
         cache_dir.mkdir(parents=True, exist_ok=True)
         with artifact.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        path = cache_dir / f"litert-{version}-{digest[:24]}.xnnpack"
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+        made = path.exists()
+        if not made:
+            unfinished.touch()
+            unfinished.unlink()
+        room = shutil.disk_usage(cache_dir).free > 1.5 * artifact.stat().st_size + SPARE_DISK
     except OSError as error:
         raise EngineError(f"cannot use the cache folder {cache_dir}: {error.strerror or error}") from error
-    path = cache_dir / f"litert-{version}-{digest[:24]}.xnnpack"
-    if path.exists():
-        yield str(path)
+    if made or not room:
+        yield str(path) if made else IN_MEMORY
         return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
         yield str(unfinished)
         with contextlib.suppress(FileNotFoundError):

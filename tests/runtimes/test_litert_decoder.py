@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,8 +200,20 @@ def test_a_wrong_answer_leaves_no_packed_weights(made: tuple[Path, TorchDecoder]
 
 def test_a_cache_folder_that_cannot_be_is_told(made: tuple[Path, TorchDecoder], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EngineError, match="cache folder"):
-        open_decoder("litert", made[0], DecoderOptions(cache_dir=tmp_path / "file"))
+    for folder in (tmp_path / "file", Path("/proc/self/fdinfo")):
+        with pytest.raises(EngineError, match="cache folder"):
+            open_decoder("litert", made[0], DecoderOptions(cache_dir=folder))
+
+
+def test_without_room_on_the_disk_weights_are_packed_in_memory(
+    made: tuple[Path, TorchDecoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = shutil.disk_usage(tmp_path).free
+    monkeypatch.setattr("edgescribe.runtimes.litert_decoder_model.SPARE_DISK", 4 * left)
+    session = open_decoder("litert", made[0], DecoderOptions(threads=1, cache_dir=tmp_path))
+    assert np.isfinite(session.prefill(tokens_of(20))).all()
+    session.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_is_not_opened_as_a_decoder(tmp_path: Path, write_tflite: object) -> None:
