@@ -169,7 +169,7 @@ def serve(options: argparse.Namespace) -> int | None:
             ws="none",
             http="h11",
             loop="asyncio",
-            limit_concurrency=128,
+            limit_concurrency=256,
             timeout_graceful_shutdown=5,
         )
         server = Server(config, page)

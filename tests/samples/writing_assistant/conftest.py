@@ -173,8 +173,9 @@ class Assistant:
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:
         """A request's status, and its answer from JSON."""
-        _, found = self.ask(method, path, body, headers)
+        connection, found = self.ask(method, path, body, headers)
         content = found.read()
+        connection.close()
         return found.status, json.loads(content) if found.headers.get_content_type() == "application/json" else content
 
     def write(self, text: str, browser: str = "browser-1", **body: str) -> Texts:
@@ -316,9 +317,8 @@ class Browser:
         """Click into the middle of an element with the mouse."""
         element = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{element}.scrollIntoView({{block: 'center'}})")
-        box = self.run(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({element}.getBoundingClientRect())"
-        )
+        middle = "({x, y, width, height}) => [x + width / 2, y + height / 2]"
+        box = self.run(f"({middle})({element}.getBoundingClientRect())")
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
