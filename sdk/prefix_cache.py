@@ -4,8 +4,8 @@ One file for each beginning. It is written whole or not at all, and its content 
 read; a file that is damaged, or of another artifact, is never used. Where the folder cannot be written nothing is kept,
 and that is no error: the cache only saves time.
 
-A file: ``MAGIC``, the length of the header (uint32, little endian), the header (JSON), and the arrays one after the
-other. The header has the arrays' names, dtypes and shapes and the SHA-256 of their bytes.
+A file: ``MAGIC``, the length of the header (uint32, little endian), the header (JSON: the tokens, and the arrays'
+names, dtypes and shapes), the arrays one after the other, and the SHA-256 of all that in hexadecimal.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..runtimes.decoder_contract import CacheState
 from .sha256 import sha256
 
 MAGIC = b"edgescribe kv 1\n"
+_DIGEST_BYTES = 64
 SUFFIX = ".kv"
 LIMIT_BYTES = 256 << 20
 _LONGEST_HEADER = 1 << 20
@@ -44,7 +45,6 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
     identity: str
     tokens: list[int]
     arrays: list[_Array]
-    sha256: str
 
 
 class _DamagedError(Exception):
@@ -103,23 +103,23 @@ class PrefixCache:
 
     def _write(self, state: CacheState) -> None:
         arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
-        digest = sha256()
-        for array in arrays.values():
-            digest.update(_bytes_of(array))
         header = msgspec.json.encode(
             _Header(
                 identity=self._identity,
                 tokens=state.tokens.tolist(),
                 arrays=[_Array(name, array.dtype.str, array.shape) for name, array in arrays.items()],
-                sha256=digest.hexdigest(),
             )
         )
         descriptor, name = tempfile.mkstemp(prefix="kv-", suffix=".part", dir=self._folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(MAGIC + struct.pack("<I", len(header)) + header)
+                head = MAGIC + struct.pack("<I", len(header)) + header
+                digest = sha256(head)
+                file.write(head)
                 for array in arrays.values():
+                    digest.update(_bytes_of(array))
                     file.write(_bytes_of(array))
+                file.write(digest.hexdigest().encode())
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(self._path(state.tokens))
@@ -142,21 +142,22 @@ class PrefixCache:
             if size > self._limit or len(head) < start or not head.startswith(MAGIC):
                 raise _DamagedError
             (length,) = struct.unpack("<I", head[-4:])
-            if length > min(_LONGEST_HEADER, size - start):
+            left = size - start - length - _DIGEST_BYTES
+            if length > _LONGEST_HEADER or left < 0:
                 raise _DamagedError
+            content = file.read(length)
+            digest = sha256(head + content)
             try:
-                header = msgspec.json.decode(file.read(length), type=_Header)
+                header = msgspec.json.decode(content, type=_Header)
                 kinds = [np.dtype(array.dtype) for array in header.arrays]
             except (msgspec.MsgspecError, TypeError, ValueError):
                 raise _DamagedError from None
             if header.identity != self._identity or header.tokens != tokens.tolist():
                 raise _DamagedError
             arrays: dict[str, NDArray[np.generic]] = {}
-            digest = sha256()
-            left = size - start - length
             for array, kind in zip(header.arrays, kinds, strict=True):
                 taken = math.prod(array.shape) * kind.itemsize if min(array.shape, default=0) >= 0 else -1
-                if kind.hasobject or not 0 <= taken <= left:
+                if kind.hasobject or not kind.itemsize or not 0 <= taken <= left:
                     raise _DamagedError
                 found = np.empty(taken, np.uint8)
                 filled = 0
@@ -167,7 +168,8 @@ class PrefixCache:
                 digest.update(found.data)
                 arrays[array.name] = found.view(kind).reshape(array.shape)
                 left -= taken
-        if left or digest.hexdigest() != header.sha256:
+            written = file.read(_DIGEST_BYTES)
+        if left or digest.hexdigest().encode() != written:
             raise _DamagedError
         return CacheState(tokens.copy(), arrays)
 

@@ -90,14 +90,8 @@ def test_damaged_files_are_not_used_and_go(tmp_path: Path, place: float, change:
     else:
         content[at] ^= change
     path.write_bytes(content)
-    found = cache.find([1, 2, 3], [3])
-    if found is not None:  # a byte of the header that says nothing, as a blank
-        for name, array in state_of([1, 2, 3], 3).arrays.items():
-            np.testing.assert_array_equal(found.arrays[name], array)
-    else:
-        assert not files_in(tmp_path)
-    for path in files_in(tmp_path):
-        path.unlink()
+    assert cache.find([1, 2, 3], [3]) is None
+    assert not files_in(tmp_path)
 
 
 def test_what_else_a_file_may_be(tmp_path: Path) -> None:
