@@ -17,7 +17,6 @@ from ..errors import DataError
 from .metrics import WritingMetrics
 from .torch_graph import TorchGraph
 
-
 TOKENS_AT_ONCE = 1024
 """Tokens run together in torch: the logits of a vocabulary of 49,152 take 200 MB."""
 

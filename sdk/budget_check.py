@@ -87,7 +87,9 @@ def check_budget(
         )
     candidates = by_preference(found.artifacts(runtime, precision), profile, explicit=precision is not None)
     candidate = candidates[0]
-    tokens = min(budget.tokens, found.manifest.tokenizer.max_tokens)
+    # A writer needs room behind the prompt for what it writes.
+    longest = found.manifest.tokenizer.max_tokens // (2 if found.manifest.writing is not None else 1)
+    tokens = min(budget.tokens, max(1, longest))
     machine = probe()
     told = _measured_there(found, candidate, profile, tokens)
     error: float | None = None

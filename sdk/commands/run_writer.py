@@ -118,6 +118,6 @@ def _written(row: NumberedText, prompt: Prompt, found: Generation) -> Result:
     }
     if not is_json():
         speed = f", {figure(timings.tokens_per_s)} tokens/s" if timings.tokens_per_s else ""
-        count = len(found.tokens)
-        note(f"\n{count} token{'s' if count != 1 else ''}, the first after {figure(timings.first_token * 1000)} ms{speed}")
+        count = f"{len(found.tokens)} token{'s' if len(found.tokens) != 1 else ''}"
+        note(f"\n{count}, the first after {figure(timings.first_token * 1000)} ms{speed}")
     return Result(data, "")

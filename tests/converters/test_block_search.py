@@ -18,6 +18,7 @@ from edgescribe.converters.writing_data import make_writing_examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 TEXTS = [f"a {word} of {other}" for word in ("game", "daemon", "library") for other in ("chess", "sound", "hosts")]
 
 
@@ -31,7 +32,7 @@ def test_scales_are_exact_in_bfloat16_and_float16(value: float) -> None:
 
 
 def test_what_is_trained_is_what_is_frozen(make_writer: Callable[..., Any]) -> None:
-    graph = TorchDecoder(make_writer("llama", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16), "w4a8-dynamic")
+    graph = TorchDecoder(make_writer("llama", **SIZES), "w4a8-dynamic")
     search_blocks(graph, make_writing_examples(graph.student, TEXTS))
     frozen = freeze(graph)
     assert frozen.blocks
@@ -46,7 +47,8 @@ def test_what_is_trained_is_what_is_frozen(make_writer: Callable[..., Any]) -> N
 
 
 def test_a_width_that_no_block_fits_stays_on_the_int8_grid(make_writer: Callable[..., Any]) -> None:
-    graph = TorchDecoder(make_writer("llama", hidden_size=36, num_attention_heads=3, num_key_value_heads=1, head_dim=12), "w4a8-dynamic")
+    odd = make_writer("llama", hidden_size=36, num_attention_heads=3, num_key_value_heads=1, head_dim=12)
+    graph = TorchDecoder(odd, "w4a8-dynamic")
     frozen = freeze(graph)
     assert "model.embed_tokens" in frozen.tables
     assert "model.layers.0.self_attn.q_proj" in frozen.matrices
@@ -68,7 +70,7 @@ def test_the_searched_grid_costs_less_where_inputs_count_unequally() -> None:
 
 
 def test_scales_and_weights_learn(make_writer: Callable[..., Any]) -> None:
-    student = make_writer("llama", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    student = make_writer("llama", **SIZES)
     graph = TorchDecoder(student, "w4a8-dynamic")
     ids = torch.randint(0, 300, (4, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -16,7 +16,8 @@ from edgescribe.errors import UsageError
 from edgescribe.sdk.measure import Effort
 
 RUNTIMES = ("onnxruntime", "openvino", "litert")
-WORDS = "a small game of chess for two players and the network daemon routes packets between hosts".split()
+SENTENCE = "a small game of chess for two players and the network daemon routes packets between hosts"
+WORDS = SENTENCE.split()
 BRIEF = Effort(samples=8, seconds=0, warmup=1)
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("texts")
     found = {}
     for name, count in (("train", 48), ("evaluation", 12)):
-        rows = [" ".join(WORDS[(number * 7 + place * 3) % len(WORDS)] for place in range(40)) for number in range(count)]
+        turns = [[(number * 7 + place * 3) % len(WORDS) for place in range(40)] for number in range(count)]
+        rows = [" ".join(WORDS[place] for place in places) for places in turns]
         found[name] = folder / f"{name}.jsonl"
         found[name].write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
     return found
@@ -36,7 +38,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def student(make_writer_checkpoint: Callable[..., tuple[Path, Any]]) -> Path:
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-    return make_writer_checkpoint("llama", intermediate_size=96, num_hidden_layers=3, **sizes)[0]
+    sizes |= {"intermediate_size": 96, "num_hidden_layers": 3, "max_position_embeddings": 128}
+    return make_writer_checkpoint("llama", **sizes)[0]
 
 
 @pytest.fixture(scope="module")
