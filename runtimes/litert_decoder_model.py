@@ -29,6 +29,10 @@ from .spare_memory import mapped_at, release_freed, release_pages
 IN_MEMORY = ":memory"
 """LiteRT's name for packing weights into shared memory, without a file."""
 
+_MOST_FREED = 8 << 20
+"""Bytes that may lie freed in the heap while caches grow: pieces too small for what comes, so that without giving them
+back it would grow to twice its content."""
+
 SPARE_DISK = 32 << 20
 """Bytes of disk that writing packed weights leaves free, at least."""
 
@@ -190,6 +194,7 @@ class DecoderModel:
 
         One after the other, so that little is held twice. What the mask hides must be finite.
         """
+        freed = 0
         for name, shape in self.file.cache_shapes(signature.room).items():
             array = content(name)
             whole = np.zeros(shape, np.float32)
@@ -198,8 +203,11 @@ class DecoderModel:
                 caches.buffers.pop(name).destroy()
             caches.buffers[name] = signature.new_buffer(name)
             caches.buffers[name].write(whole)
-            # What was freed is too small for what comes: without this the heap would grow to twice its content.
-            release_freed()
+            freed += array.nbytes
+            if freed > _MOST_FREED:
+                release_freed()
+                freed = 0
+        release_freed()
         caches.room = signature.room
         release_pages(self._mapped)
 
