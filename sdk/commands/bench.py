@@ -90,6 +90,8 @@ def figures(report: ProcessReport) -> dict[str, Any]:
         "start_rss_mib": report.start_rss_mib,
         "peak_rss_mib": report.peak_rss_mib,
         "disk_mib": report.disk_mib,
+        "ttft_ms": report.ttft_ms,
+        "tokens_per_s": report.tokens_per_s,
     }
 
 
@@ -127,10 +129,15 @@ def _single(report: ProcessReport) -> Result:
          f"{figure(report.start_rss_mib)} at the first answer"),
         ("on disk", f"{figure(report.disk_mib)} MiB with its tokenizer"),
     ]  # fmt: skip
+    if report.ttft_ms is not None and report.tokens_per_s is not None:
+        rows[0] = ("decode step", rows[0][1])
+        rows[1] = ("throughput", f"{figure(report.tokens_per_s)} tokens/s")
+        rows.insert(0, ("first token", f"{figure(report.ttft_ms)} ms after a prompt of {report.tokens} tokens"))
     if report.tokenize_ms is not None:
         rows.insert(1, ("tokenizing", f"{figure(report.tokenize_ms)} ms a text, beside the latency"))
     fit = "" if data["published"] else "; not enough to publish (--published)"
-    tail = f"{report.samples:,} calls in {figure(sum(report.latencies_ms) / 1000)} s{fit}"
+    calls = "calls" if report.ttft_ms is None else "steps"
+    tail = f"{report.samples:,} {calls} in {figure(sum(report.latencies_ms) / 1000)} s{fit}"
     return Result(data, f"{_headline(report)}\n{table(rows)}\n{tail}")
 
 

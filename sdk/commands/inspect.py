@@ -10,6 +10,7 @@ from .choices import bundle_argument
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
+    from ..manifest import Manifest
 
 _LABELS_SHOWN = 8
 
@@ -25,6 +26,21 @@ def inspect(bundle: Path) -> Result:
     return Result(data, _text(found))
 
 
+def _limits(manifest: Manifest, labels: str) -> list[tuple[str, str]]:
+    writing = manifest.writing
+    if writing is None:
+        return [
+            ("longest input", f"{manifest.tokenizer.max_tokens} tokens"),
+            ("labels", f"{len(manifest.labels)}: {labels}" if manifest.labels else "none"),
+        ]
+    defaults = ", ".join(f"{name} {value:g}" for name, value in writing.defaults.items())
+    return [
+        ("context", f"{writing.context} tokens, prompt and text together"),
+        ("conversations", "yes" if writing.chat_template is not None else "no, it goes on from a text"),
+        ("sampling", defaults or "greedy"),
+    ]
+
+
 def _text(bundle: Bundle) -> str:
     manifest = bundle.manifest
     labels = ", ".join(manifest.labels[:_LABELS_SHOWN])
@@ -34,8 +50,7 @@ def _text(bundle: Bundle) -> str:
     facts = [
         ("name", manifest.name),
         ("family, task", f"{manifest.family}, {manifest.task}"),
-        ("longest input", f"{manifest.tokenizer.max_tokens} tokens"),
-        ("labels", f"{len(manifest.labels)}: {labels}" if manifest.labels else "none"),
+        *_limits(manifest, labels),
         ("size", f"{figure(bundle.disk_mib)} MiB in all"),
         ("made", f"{made.created} from {made.source} (sha256 {made.source_sha256[:12]}…), seed {made.seed}"),
     ]
