@@ -25,6 +25,7 @@ from .mapped_weights import handing_back
 from .openvino import NAME, _config, _device, _effective, _last_line, _version, engine
 from .openvino_decoder_caches import BLOCK, DecoderCache, GrowingCache, PagedCache
 from .openvino_decoder_file import DecoderFile, read_decoder_file
+from .openvino_decoder_memory import memory_of, widens_weights
 from .threads import thread_count
 
 CHUNK = 128
@@ -34,6 +35,10 @@ MOST_VERIFIED = 16
 
 TRIED_TOKENS = 24
 """Tokens of the texts by which a session finds out whether it verifies alike."""
+
+WHOLE_ROWS = str(2**64 - 1)
+"""Activations rounded to int8 by whole rows: what the CPU plugin's integer products on Arm need (KleidiAI, cores with
+dot products). Without it they run on weights that were widened to float32."""
 
 _REFUSALS = (RuntimeError, UnicodeDecodeError)
 
@@ -143,6 +148,8 @@ class OpenVinoDecoders:
         config = _config(device, threads, None if paged else options.cache_dir)
         if device == "CPU":
             config["KV_CACHE_PRECISION"] = f"f{file.cache_bits}"
+            if _is_arm() and file.precision != "fp32":
+                config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = WHOLE_ROWS
         weights = [artifact.with_suffix(".bin"), *([options.cache_dir] if options.cache_dir else [])]
         with handing_back(weights):
             compiled = _compile(module, core, artifact, device, config, paged)
@@ -177,6 +184,10 @@ def _has_paged_attention() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
+def _is_arm() -> bool:
+    return platform.machine().lower() in ("aarch64", "arm64")
+
+
 def _compile(module: Any, core: Any, artifact: Path, device: str, config: dict[str, Any], paged: bool) -> Any:
     try:
         if not paged:
@@ -194,13 +205,7 @@ def _compile(module: Any, core: Any, artifact: Path, device: str, config: dict[s
         raise EngineError(f"OpenVINO {_version(module)} refuses {artifact}: {_last_line(error)}") from error
 
 
+
 def _memory(file: DecoderFile, context: int) -> DecoderMemory:
-    """From what students of 2 and of 30 layers took in OpenVINO 2026.4 on x86-64; scales of int4 are widened."""
-    mib = 1 << 20
-    weights = file.file_bytes * 5 // 4 if file.precision == "w4a8-dynamic" else file.file_bytes
-    widest = max(4 * file.hidden, 3 * file.neurons + 2 * file.hidden)
-    floats = 4 * (CHUNK * widest + 2 * file.vocabulary) + 2 * MOST_VERIFIED * file.vocabulary
-    scratch = 4 * floats + file.layers * mib * 3 // 2
-    # A block is taken as a whole; copies of keys, turned round for the products, come on top.
-    cache = -(-context // BLOCK) * BLOCK * file.token_bytes * 5 // 4
-    return DecoderMemory(weights=weights, cache=cache, scratch=scratch, engine=80 * mib)
+    whole = -(-context // BLOCK) * BLOCK
+    return memory_of(file, whole, CHUNK, MOST_VERIFIED, widens_weights())

@@ -22,6 +22,7 @@ from edgescribe.runtimes.mapped_weights import handing_back, mappings
 from edgescribe.runtimes.openvino_decoder import DECODER, OpenVinoDecoders
 from edgescribe.runtimes.openvino_decoder_caches import BLOCK, rounded
 from edgescribe.runtimes.openvino_decoder_file import read_decoder_file
+from edgescribe.runtimes.openvino_decoder_memory import memory_of, widens_weights
 
 PRECISIONS = ("fp32", "w8a8-dynamic", "w4a8-dynamic")
 TOLERANCES = {"fp32": 1e-4, "w8a8-dynamic": 0.05, "w4a8-dynamic": 0.05}
@@ -180,6 +181,23 @@ def test_a_file_tells_its_sizes(written: Written) -> None:
     assert (file.cache_heads, file.cache_width, file.hidden, file.neurons, file.heads) == (2, 16, 64, 96, 4)
     assert file.file_bytes == path.stat().st_size + path.with_suffix(".bin").stat().st_size
     assert file.token_bytes == 2 * 2 * 2 * 2 * 16
+
+
+def test_weights_that_run_as_floats_are_counted_as_floats(written: Written, tmp_path: Path) -> None:
+    totals = {}
+    for precision in PRECISIONS:
+        file = read_decoder_file(written(precision)[0])
+        narrow, wide = (memory_of(file, 64, 128, 16, widened).weights for widened in (False, True))
+        assert (wide > 3 * narrow) == (precision != "fp32")
+        totals[precision] = wide
+    # Of the same numbers as float32; what a tiny file has beside weights is widened along.
+    assert totals["fp32"] <= totals["w8a8-dynamic"] <= totals["w4a8-dynamic"]
+    for features, expected in (("fp asimd crc32", True), ("fp asimd asimddp", False)):
+        (tmp_path / "proc").mkdir(exist_ok=True)
+        lines = [f"processor\t: {core}\nCPU implementer\t: 0x41\nCPU architecture: 8\nFeatures\t: {features}\n"
+                 "CPU part\t: 0xd03\nCPU revision\t: 4\n" for core in range(2)]  # fmt: skip
+        (tmp_path / "proc/cpuinfo").write_text("\n".join(lines))
+        assert widens_weights(tmp_path) == expected
 
 
 def test_files_that_are_no_decoders_are_named(written: Written, openvino_file: Path, tmp_path: Path) -> None:
