@@ -26,7 +26,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 PY := $(VENV)/bin/python
 EDGESCRIBE := $(VENV)/bin/edgescribe
 
-.PHONY: help demo demo-clean test test-fast test-arm lint bench picture clean FORCE
+.PHONY: help demo demo-clean test test-fast test-arm lint bench bench-generate picture clean FORCE
 
 help: ## list the targets
 	@echo 'PYTHON=$(PYTHON) makes the environment $(VENV); set PYTHON=... for another interpreter (3.11 to 3.13).'
@@ -95,6 +95,9 @@ lint: $(VENV)/.tests ## ruff and mypy
 
 bench: $(BUNDLE)/bundle.json ## measure the demo's bundle against its peers (README, Figures)
 	$(PY) benchmarks/classify.py --bundle $(BUNDLE)
+
+bench-generate: $(VENV)/.workbench ## measure a writer against llama.cpp (compiled once) and other generators
+	$(PY) benchmarks/generate.py
 
 picture: $(BUNDLE)/bundle.json ## take the README's picture of the demo's report (needs Debian's chromium)
 	@profile=$$(mktemp -d) && trap 'rm -rf "$$profile"' EXIT && \

@@ -55,7 +55,7 @@ def writer_bars(measured: Sequence[MeasuredWriter], fp32_nll: float) -> list[Bar
             found.append(Bar(f"peak memory, {name}", 200.0, one.peak_mb, "MB", False, one.peak_mb < 200))
         most = MOST_MB[one.contender.bits]
         found.append(Bar(f"artifact, {name}", most, one.contender.mb, "MB", False, one.contender.mb <= most))
-    for one in ours:
+    for one in (each for each in ours if each.figures.python_share):
         share = 100 * median(one.figures.python_share)
         found.append(Bar(f"Python's share, {one.contender.name}", 5.0, share, "%", False, share <= 5))
     return found + _won_back(unpruned, fp32_nll)

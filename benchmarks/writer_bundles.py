@@ -22,6 +22,7 @@ from writer_contenders import Bits, LeftOut, WriterContender, brief, takes_part
 
 PRECISIONS: dict[str, Bits] = {"w8a8-dynamic": 8, "w4a8-dynamic": 4}
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "ai-edge-litert")
+CALIBRATION_PIECE = 1024
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -64,7 +65,9 @@ def quantized(student: Student, texts: Sequence[str]) -> dict[str, TorchDecoder]
     for precision in PRECISIONS:
         graphs[precision] = TorchDecoder(student, precision)
     note("searching the int4 grid (once)")
-    search_blocks(graphs["w4a8-dynamic"], make_writing_examples(student, texts, max_tokens=512))
+    # In long pieces: each run of the graph rounds all weights anew, however short the text.
+    examples = make_writing_examples(student, ["\n\n".join(texts)], max_tokens=CALIBRATION_PIECE)
+    search_blocks(graphs["w4a8-dynamic"], examples)
     return graphs
 
 

@@ -36,6 +36,9 @@ from writer_engines import KINDS, Edgescribe, Engine, Turn
 ENGINE_CALLS = ("run_with_iobinding", "infer", "start_async", "wait", "RunByIndex", "RunByName")
 """Names of the compiled functions in which ONNX Runtime, OpenVINO and LiteRT compute."""
 
+LEAST_STEPS = 8
+"""Fewer say nothing of Python's share."""
+
 
 def main() -> None:
     """Write the first token and then answer one line after the other, until stdin ends."""
@@ -116,10 +119,11 @@ def rewrite(engine: Engine, messages: list[dict[str, str]], tokens: int, lookup:
     }
 
 
-def python_share(engine: Engine, prompt: list[int], tokens: int) -> float:
-    """The part of a decode step that is Python's: the step's time without that of the engine's own call.
+def python_share(engine: Engine, prompt: list[int], tokens: int) -> float | None:
+    """The part of a decode step that is Python's: its median time without that of the engine's own call.
 
     The interpreter tells of every call into compiled code, which costs Python's side time: the true share is lower.
+    None where the text ended too soon.
     """
     if not isinstance(engine, Edgescribe):
         raise TypeError("Python's share is taken of our own writer")
@@ -134,16 +138,21 @@ def python_share(engine: Engine, prompt: list[int], tokens: int) -> float:
         elif event == "c_return" and called.__name__ in ENGINE_CALLS:
             spent += clock() - begun
 
+    steps, python = [], []
     with engine.writer.stream(text, max_new_tokens=tokens, temperature=0.0, lookup=False) as writing:
         next(writing)
         with heard(hear):
             before = clock()
             for _ in writing:
-                pass
-            total = clock() - before
-    if not spent:
+                after = clock()
+                steps.append(after - before)
+                python.append(after - before - spent)
+                before, spent = after, 0.0
+    if len(steps) < LEAST_STEPS:
+        return None
+    if python == steps:
         raise RuntimeError(f"{engine.engine()}: the engine computes in a call of another name than is known here")
-    return 1 - spent / total
+    return float(np.median(python) / np.median(steps))
 
 
 @contextmanager

@@ -186,8 +186,11 @@ def run_writers(
             score = process.ask({"score": str(texts.windows), "reference": texts.reference and str(texts.reference)})
             figures.nats, figures.kl, figures.agreed = score["nats"], score["kl"], score["agreed"]
         if texts.lengths:
-            with started(contender, context=max(texts.lengths) + GROWTH_TOKENS) as process:
-                figures.growth = process.ask({"grow": list(texts.lengths), "write": GROWTH_TOKENS})["points"]
+            try:
+                with started(contender, context=max(texts.lengths) + GROWTH_TOKENS) as process:
+                    figures.growth = process.ask({"grow": list(texts.lengths), "write": GROWTH_TOKENS})["points"]
+            except RuntimeError as error:
+                left_out.append(LeftOut(f"{contender.name}, long context", brief(error)))
     return found, left_out
 
 
@@ -198,7 +201,9 @@ def _time(contender: WriterContender, process: Process, effort: WriterEffort, fi
     figures.prefill_ms.append([turn["prefill_ms"] for turn in turns])
     figures.steps_ms.append([step for turn in turns for step in turn["steps_ms"]])
     if contender.side == "ours":
-        figures.python_share.append(process.ask({"share": effort.new_tokens})["python_share"])
+        share = process.ask({"share": effort.new_tokens})["python_share"]
+        if share is not None:
+            figures.python_share.append(share)
 
 
 def _rewrite(
