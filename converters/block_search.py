@@ -8,7 +8,7 @@ rounding, and loses less than GPTQ on 2,000 tokens of calibration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -19,6 +19,7 @@ from .torch_graph import as_matrix
 from .training_data import Example, collate
 
 CALIBRATION_TOKENS = 4096
+TOKENS_AT_ONCE = 1024
 CANDIDATES = 24
 WIDEST, NARROWEST = 1.15, 0.55
 REFINEMENTS = 2
@@ -53,14 +54,26 @@ def search_blocks(
 
 def _energies(graph: TorchDecoder, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     graph.eval()
-    left = CALIBRATION_TOKENS
     with torch.no_grad(), graph.observing() as energies:
-        for example in examples:
-            graph.run(collate([example], graph.student, None).feeds)
-            left -= len(example.ids)
-            if left <= 0:
-                break
+        for batch in _calibration_batches(examples):
+            graph.run(collate(batch, graph.student, None).feeds)
     return dict(energies)
+
+
+def _calibration_batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """Few batches: every run rounds all weights."""
+    batch: list[Example] = []
+    tokens = 0
+    for example in examples:
+        batch.append(example)
+        tokens += len(example.ids)
+        if sum(len(each.ids) for each in batch) >= TOKENS_AT_ONCE:
+            yield batch
+            batch = []
+        if tokens >= CALIBRATION_TOKENS:
+            break
+    if batch:
+        yield batch
 
 
 def best_scales(weight: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:

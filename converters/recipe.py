@@ -71,7 +71,7 @@ class Recipe:
             # A writer's key/value heads go with the heads that read them; its hidden width is apart from both.
             groups = _share(shape.kv_heads, keep.width)
             heads = None if groups is None else groups * (shape.heads // shape.kv_heads)
-            hidden = _even_share(shape.hidden, keep.width)
+            hidden = _multiple(shape.hidden * keep.width, heads or shape.heads) if keep.width < 1 else None
         elif heads is None and hidden is None:
             heads = _share(shape.heads, keep.width)
             hidden = None if heads is None else heads * shape.head_width
@@ -106,6 +106,11 @@ class Recipe:
 def _share(size: int, share: float) -> int | None:
     kept = max(1, round(size * share))
     return None if kept >= size else kept
+
+
+def _multiple(size: float, step: int) -> int:
+    """The nearest multiple of ``step``: transformers takes no hidden width that the heads do not divide."""
+    return max(step, round(size / step) * step)
 
 
 def _even_share(size: int, share: float) -> int | None:

@@ -80,7 +80,9 @@ class TorchDecoder(TorchGraph):
 
     def _look_at(self, names: tuple[str, ...], x: torch.Tensor) -> None:
         if self._observed is not None:
-            energy = x.detach().float().square().reshape(-1, x.shape[-1]).sum(0)
+            mask = self._feeds.get("attention_mask")
+            rows = x.detach().float() if mask is None else x.detach().float()[mask.bool()]
+            energy = rows.square().reshape(-1, x.shape[-1]).sum(0)
             for name in names:
                 self._observed[name] = self._observed.get(name, torch.zeros(())) + energy
 

@@ -128,3 +128,13 @@ def test_what_is_wrong_is_named(text: str, names: str, tmp_path: Path) -> None:
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(RecipeError, match="did you mean medium"):
         read_recipe("mediun")
+
+
+def test_a_writers_heads_go_in_groups_and_divide_its_width(make_writer: Any) -> None:
+    student = make_writer("llama", hidden_size=72, num_attention_heads=6, num_key_value_heads=3, head_dim=12)
+    pruning = Recipe("narrow", "w4a8-dynamic", Shares(width=0.67)).pruning_of(student)
+    assert pruning.heads == 4
+    assert pruning.hidden is not None
+    assert pruning.hidden % pruning.heads == 0
+    assert pruning.positions is None
+    assert Recipe("whole", "w4a8-dynamic", Shares(vocabulary=False)).pruning_of(student).is_empty
