@@ -112,7 +112,7 @@ def test_it_can_be_heard(page: Any) -> None:
     ]
     roles = {"combobox", "radio", "textbox", "button", "group", "heading", "link"}
     assert [role for role, name in heard if role in roles and not name] == []
-    assert {"Field", "Length"} <= {name for role, name in heard if role == "combobox"}
+    assert {"Field", "Length (tokens)"} <= {name for role, name in heard if role == "combobox"}
     assert [name for role, name in heard if role == "radio"] == ["Draft", "Rewrite", "Summarise", "Continue"]
     assert {"main", "banner", "contentinfo", "status", "note"} <= {role for role, _ in heard}
     assert ("textbox", "Result") in heard

@@ -153,6 +153,7 @@ async function write(event) {
   part("check").hidden = !field.notice;
   const hadFocus = document.activeElement === part("write");
   showBusy(true);
+  part("result").scrollIntoView({ block: "nearest" });
   if (hadFocus) part("stop").focus(); // a disabled button loses the focus
   try {
     const order = { browser, field: field.name, action: chosenAction().name, text, length: part("length").value };
@@ -209,7 +210,8 @@ function reuse() {
   const text = part("text");
   const written = part("result").value;
   if (chosenAction().name === "continue") {
-    text.value = `${text.value.trimEnd()} ${written.trimStart()}`;
+    const before = text.value.trimEnd();
+    text.value = before + (/^[\s.,;:!?)]/.test(written) ? "" : " ") + written;
   } else {
     text.value = written;
   }
@@ -228,7 +230,7 @@ async function start() {
     return;
   }
   for (const field of about.fields) part("field").add(new Option(field.title, field.name));
-  for (const option of part("length").options) option.textContent += ` (up to ${about.lengths[option.value]} tokens)`;
+  for (const option of part("length").options) option.textContent += `, ${about.lengths[option.value]}`;
   part("text").maxLength = about.most_characters;
   part("student").textContent = `Written by ${about.student}.`;
   part("field").addEventListener("change", showField);
