@@ -1,12 +1,14 @@
-"""The topic tagger as a person starts it: its folders, its process, its log."""
+"""The topic tagger as a person starts it: its folders, its process, its log. And the commands of samples' READMEs."""
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,18 @@ import pytest
 SAMPLE = Path(__file__).parents[2] / "samples/raspberry_pi/topic_tagger"
 sys.path.insert(0, str(SAMPLE))  # its modules import each other by bare name, as they do on the device
 PATIENCE = 60.0  # seconds to wait for something that has to happen
+
+SUDO = """case "$1" in
+apt-get | nano | useradd | userdel | usermod) echo "not run in the test: $*" ;;
+install) shift; words=(); while [ $# -gt 0 ]; do case "$1" in -o | -g) shift ;; *) words+=("$1") ;; esac; shift; done
+  exec install "${words[@]}" ;;
+*) exec "$@" ;;
+esac"""
+SCP = """words=("$@"); last=$((${#words[@]} - 1))
+[ "${words[$last]}" = pi@raspberrypi.local: ] || exit 1
+words[$last]="$PI/"; exec cp "${words[@]}\""""
+EDGESCRIBE = """[ "$1" = convert ] || exit 1
+while [ "$1" != --out ]; do shift; done; exec cp -r "$BUNDLE" "$2\""""
 
 
 @dataclass
@@ -97,3 +111,101 @@ def ended() -> Callable[[subprocess.Popen[str], signal.Signals], tuple[int, str]
         return process.returncode, log
 
     return end
+
+
+def blocks(sample: Path, heading: str) -> list[str]:
+    """The shell blocks of the section of a sample's README whose heading begins so."""
+    text = (sample / "README.md").read_text(encoding="utf-8")
+    (section,) = [part for part in re.split(r"^## ", text, flags=re.M) if part.startswith(heading)]
+    return re.findall(r"^```sh\n(.*?)^```", section, flags=re.M | re.S)
+
+
+class Shell:
+    """Runs blocks of a sample's README below ``root``: files of the system and the Pi stand there.
+
+    ``changes``: what is replaced in blocks and units, as paths are.
+    """
+
+    def __init__(
+        self, root: Path, sample: Path, bundle: Path, system_paths: Sequence[str], changes: Mapping[str, str]
+    ) -> None:
+        self.root, self.pi = root, root / "home"
+        self._sample = sample
+        self._changes = {path: f"{root}{path}" for path in system_paths} | dict(changes)
+        self.bin = root / "bin"
+        for folder in ("home", "bin", "etc/systemd/system", "boot/firmware", "opt", "srv"):
+            (root / folder).mkdir(parents=True)
+        (root / "boot/firmware/cmdline.txt").write_text("console=tty1 rootwait\n")
+        stand_in = f"exec {sys.executable} {Path(__file__).with_name('systemctl_stand_in.py')}"
+        programs = {
+            "sudo": SUDO,
+            "scp": SCP,
+            "edgescribe": EDGESCRIBE,
+            "python": f'exec {sys.executable} "$@"',
+            "python3": f'exec {sys.executable} "$@"',
+            "systemctl": f'{stand_in} systemctl "$@"',
+            "journalctl": f'{stand_in} journalctl "$@"',
+            "dpkg": "echo arm64",
+        }
+        for name, script in programs.items():
+            (self.bin / name).write_text(f"#!/bin/bash\n{script}\n")
+            (self.bin / name).chmod(0o755)
+        self.environment = os.environ | {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "HOME": str(self.pi), "ROOT": str(root), "PI": str(self.pi), "BUNDLE": str(bundle), "USER": "pi",
+        }  # fmt: skip
+        # pip's settings and downloads of whoever runs the test stay in use
+        for name, value in (("PIP_CACHE_DIR", "~/.cache/pip"), ("PIP_CONFIG_FILE", "~/.config/pip/pip.conf")):
+            if Path(value).expanduser().exists():
+                self.environment.setdefault(name, str(Path(value).expanduser()))
+
+    def run(self, block: str, folder: Path) -> str:
+        """Run a block as someone who pastes it, but stop at the first command that fails; gives all output."""
+        for old, new in self._changes.items():
+            block = block.replace(old, new)
+        done = subprocess.run(
+            ["bash", "-euxo", "pipefail", "-c", block],
+            cwd=folder, env=self.environment, text=True, timeout=600, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def blocks(self, heading: str) -> list[str]:
+        """The README's blocks below a heading."""
+        return blocks(self._sample, heading)
+
+    def section(self, heading: str, folder: Path | None = None) -> str:
+        """Run all blocks of a section; gives all output."""
+        found = self.blocks(heading)
+        assert found
+        return "".join(self.run(block, folder or self.pi) for block in found)
+
+
+@pytest.fixture
+def readme_blocks() -> Callable[..., list[str]]:
+    """Reads the shell blocks out of a sample's README."""
+    return blocks
+
+
+@pytest.fixture
+def readme_shell(tmp_path: Path) -> Iterator[Callable[..., Shell]]:
+    """Makes a shell for the commands of a sample's README; a service that it started is killed at the end.
+
+    What is not the real thing: ``sudo`` runs without changing users (package manager and users are left alone), files
+    stand below a folder of the test's, the Pi is another folder and ``scp`` copies there, systemd is
+    ``systemctl_stand_in.py``, and ``edgescribe convert`` gives the bundle that the test has.
+    """
+    made = []
+
+    def make(
+        sample: Path, bundle: Path, system_paths: Sequence[str], changes: Mapping[str, str] | None = None
+    ) -> Shell:
+        made.append(Shell(tmp_path / "root", sample, bundle, system_paths, changes or {}))
+        return made[-1]
+
+    yield make
+    for shell in made:
+        pid = shell.root / "pid"
+        if pid.exists():
+            os.kill(int(pid.read_text()), signal.SIGKILL)

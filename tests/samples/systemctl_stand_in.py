@@ -69,6 +69,9 @@ def main(program: str, words: list[str]) -> None:
         start(unit)
     elif verb in ("stop", "disable"):
         stop()
+    elif verb == "restart":
+        stop()
+        start(unit)
     elif verb == "status":
         os.kill(int(PID.read_text()), 0)
     else:

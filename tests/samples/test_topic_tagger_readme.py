@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +24,6 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 SAMPLE = CHECKOUT / "samples/raspberry_pi/topic_tagger"
 SYSTEM_PATHS = ("/opt/topic-tagger", "/srv/topic-tagger", "/etc/systemd/system", "/boot/firmware")
-
-SUDO = """case "$1" in
-apt-get | useradd | userdel | usermod) echo "not run in the test: $*" ;;
-install) shift; words=(); while [ $# -gt 0 ]; do case "$1" in -o | -g) shift ;; *) words+=("$1") ;; esac; shift; done
-  exec install "${words[@]}" ;;
-*) exec "$@" ;;
-esac"""
-SCP = """words=("$@"); last=$((${#words[@]} - 1))
-[ "${words[$last]}" = pi@raspberrypi.local: ] || exit 1
-words[$last]="$PI/"; exec cp "${words[@]}\""""
-EDGESCRIBE = """[ "$1" = convert ] || exit 1
-while [ "$1" != --out ]; do shift; done; exec cp -r "$BUNDLE" "$2\""""
-
-
-def blocks(heading: str) -> list[str]:
-    """The shell blocks of the README's section whose heading begins so."""
-    text = (SAMPLE / "README.md").read_text(encoding="utf-8")
-    (section,) = [part for part in re.split(r"^## ", text, flags=re.M) if part.startswith(heading)]
-    return re.findall(r"^```sh\n(.*?)^```", section, flags=re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -85,68 +65,13 @@ def litert_bundle(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
-class Shell:
-    """Runs blocks of the README below ``root``."""
-
-    def __init__(self, root: Path, bundle: Path) -> None:
-        self.root, self.pi = root, root / "home"
-        self.bin = root / "bin"
-        for folder in ("home", "bin", "etc/systemd/system", "boot/firmware", "opt", "srv"):
-            (root / folder).mkdir(parents=True)
-        (root / "boot/firmware/cmdline.txt").write_text("console=tty1 rootwait\n")
-        stand_in = f"exec {sys.executable} {Path(__file__).with_name('systemctl_stand_in.py')}"
-        programs = {
-            "sudo": SUDO,
-            "scp": SCP,
-            "edgescribe": EDGESCRIBE,
-            "python": f'exec {sys.executable} "$@"',
-            "python3": f'exec {sys.executable} "$@"',
-            "systemctl": f'{stand_in} systemctl "$@"',
-            "journalctl": f'{stand_in} journalctl "$@"',
-            "dpkg": "echo arm64",
-        }
-        for name, script in programs.items():
-            (self.bin / name).write_text(f"#!/bin/bash\n{script}\n")
-            (self.bin / name).chmod(0o755)
-        self.environment = os.environ | {
-            "PATH": f"{self.bin}:{os.environ['PATH']}",
-            "HOME": str(self.pi), "ROOT": str(root), "PI": str(self.pi), "BUNDLE": str(bundle), "USER": "pi",
-        }  # fmt: skip
-        # pip's settings and downloads of whoever runs the test stay in use
-        for name, value in (("PIP_CACHE_DIR", "~/.cache/pip"), ("PIP_CONFIG_FILE", "~/.config/pip/pip.conf")):
-            if Path(value).expanduser().exists():
-                self.environment.setdefault(name, str(Path(value).expanduser()))
-
-    def run(self, block: str, folder: Path) -> str:
-        """Run a block as someone who pastes it, but stop at the first command that fails; gives all output."""
-        for path in SYSTEM_PATHS:
-            block = block.replace(path, f"{self.root}{path}")
-        done = subprocess.run(
-            ["bash", "-euxo", "pipefail", "-c", block],
-            cwd=folder, env=self.environment, text=True, timeout=600, check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    def section(self, heading: str, folder: Path | None = None) -> str:
-        """Run all blocks of a section; gives all output."""
-        found = blocks(heading)
-        assert found
-        return "".join(self.run(block, folder or self.pi) for block in found)
-
-
 @pytest.fixture
-def shell(tmp_path: Path, litert_bundle: Path) -> Iterator[Shell]:
-    made = Shell(tmp_path / "root", litert_bundle)
-    yield made
-    pid = made.root / "pid"
-    if pid.exists():
-        os.kill(int(pid.read_text()), signal.SIGKILL)
+def shell(readme_shell: Callable[..., Any], litert_bundle: Path) -> Any:
+    return readme_shell(SAMPLE, litert_bundle, SYSTEM_PATHS)
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme(shell: Shell, tmp_path: Path) -> None:
+def test_every_command_of_the_readme(shell: Any, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     ignored = shutil.ignore_patterns(".*", "build", "dist", "demo", "tests", "*.egg-info", "__pycache__", "*.gz")
     shutil.copytree(CHECKOUT, checkout, ignore=ignored)
@@ -169,7 +94,7 @@ def test_every_command_of_the_readme(shell: Shell, tmp_path: Path) -> None:
     assert "filed 'track.txt' as 'sound/track.txt'" in journal
     assert (shell.root / "boot/firmware/cmdline.txt").read_text() == "console=tty1 rootwait cgroup_enable=memory\n"
 
-    new_bundle, end = blocks("5.")
+    new_bundle, end = shell.blocks("5.")
     shell.run(new_bundle, shell.pi)
     (shell.root / "srv/topic-tagger/inbox/late.txt").write_text("a router")
     shell.run("sleep 4", shell.pi)
@@ -179,9 +104,9 @@ def test_every_command_of_the_readme(shell: Shell, tmp_path: Path) -> None:
     assert left <= {"systemd"}
 
 
-def test_the_readme_has_no_command_outside_its_sections() -> None:
+def test_the_readme_has_no_command_outside_its_sections(readme_blocks: Callable[..., list[str]]) -> None:
     text = (SAMPLE / "README.md").read_text(encoding="utf-8")
-    in_sections = sum(len(blocks(f"{number}.")) for number in range(1, 6))
+    in_sections = sum(len(readme_blocks(SAMPLE, f"{number}.")) for number in range(1, 6))
     assert len(re.findall(r"^```sh$", text, flags=re.M)) == in_sections
 
 
