@@ -130,6 +130,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     before, begun = machine_state.now(), time.monotonic()
     found, failed = run_with_bar(contenders, texts, effort, base)
     after, seconds = machine_state.now(), time.monotonic() - begun
+    bandwidth = max(bandwidth, gigabytes_per_s(options.threads))
     measured = [
         MeasuredWriter(one, found[one.name], found[one.name].nats / scored) for one in contenders if one.name in found
     ]

@@ -150,7 +150,8 @@ class LlamaCpp(Engine):
         begun = time.perf_counter()
         for start in range(0, len(ids), self.batch):
             part = ids[start : start + self.batch]
-            self._decode(library.llama_batch_get_one((library.llama_token * len(part))(*part), len(part)))
+            held = (library.llama_token * len(part))(*part)  # a batch only points to its tokens
+            self._decode(library.llama_batch_get_one(held, len(part)))
         written.append(library.llama_sampler_sample(self.greedy, context, -1))
         before = time.perf_counter()
         prefill = before - begun

@@ -65,8 +65,8 @@ def _surroundings(report: dict[str, Any]) -> str:
         [
             f"Student: {settings['student']}; {settings['threads']} threads, batch {settings['batch']}, a prompt of "
             f"{settings['tokens']} tokens, {effort['new_tokens']} new ones, caches for {settings['context']}.",
-            f"Times are medians over {effort['rounds']} rounds in changing order, {effort['times']} texts each. First "
-            f"token: from the start of a process, median of {effort['starts']}; peak memory: largest of "
+            f"Times are medians over {effort['rounds']} rounds in changing order, of {effort['times']} text(s) each. "
+            f"First token: from the start of a process, median of {effort['starts']}; peak memory: largest of "
             f"{effort['memory_starts']} processes that wrote one text.",
             f"NLL in nats a token and KL from the float32 student, on {settings['scored_tokens']} held-out tokens "
             f"(counted as the unpruned student's for all), each by its own engine; float32 in torch "
