@@ -97,51 +97,76 @@ class DecoderCache(ABC):
 class PagedCache(DecoderCache):
     """Blocks of keys and values in memory of ours.
 
-    One token is attended for by another kernel than several, whose last bits differ: with a spare row behind it, a
-    token gets the logits that it would get among others. It costs a twentieth of a step. The engine keeps kernels for
-    each number of rows, so that this is rounded up.
-    What spare rows write is hidden from all tokens before them and written over by the next.
+    One token is attended for by another kernel than several, whose last bits differ. So where the logits of all tokens
+    are wanted, each of them is run as a text of its own, one token long, whose blocks are those of all: the engine
+    writes all keys and values before it attends. With fewer texts than threads it would divide each one's attention
+    among them, with other last bits again: then texts of one spare token, in a block of their own, come on top.
+
+    The engine keeps kernels for each number of rows, so that this is rounded up. What spare rows write is hidden from
+    all tokens before them and written over by the next.
     """
 
     can_be_alike = True
 
-    def __init__(self, module: Any, compiled: Any, file: DecoderFile, context: int) -> None:
+    def __init__(self, module: Any, compiled: Any, file: DecoderFile, context: int, threads: int) -> None:
         super().__init__(module, compiled, file)
+        self._threads = threads
         self._dtype: Any = np.float32 if file.cache_bits == 32 else np.float16
         count = -(-(context + MOST_SPARE) // BLOCK)
         self._last_place = context - 1
-        shape = (count, file.cache_heads, BLOCK, file.cache_width)
+        shape = (count + 1, file.cache_heads, BLOCK, file.cache_width)
         self._blocks: dict[str, NDArray[Any]] = {}
         for layer in range(file.layers):
             for part in ("key", "value"):
                 # Zeros that are not written yet take no memory, so a long context costs nothing before it is used.
                 memory = self._blocks[f"{layer}.{part}"] = np.zeros(shape, self._dtype)
                 self._bind(f"{part}_cache.{layer}", memory)
-        self._past, self._span = np.zeros(1, np.int32), np.zeros(2, np.int32)
+        self._count = count
         self._end = np.zeros((), np.int32)
-        self._bind("past_lens", self._past)
-        self._bind("subsequence_begins", self._span)
         self._bind("max_context_len", self._end)
-        self._bind("block_indices_begins", np.array([0, count], np.int32))
-        self._bind("block_indices", np.arange(count, dtype=np.int32))
+        self._of_texts: dict[tuple[int, int], tuple[NDArray[np.int32], NDArray[np.int32], dict[str, Any]]] = {}
         self._of_rows: dict[int, tuple[NDArray[np.int32], NDArray[np.int32], Any, Any]] = {}
         self._of_wanted: dict[int, tuple[NDArray[np.int32], Any]] = {}
 
     def run(self, tokens: NDArray[np.int32], start: int, wanted: int, alike: bool) -> NDArray[np.float32]:
         """See DecoderCache."""
         count = len(tokens)
-        rows, asked = rounded(count) if alike or count > 1 else 1, max(1, wanted)
+        apart = alike and wanted == count
+        rows, asked = max(rounded(count), self._threads if apart else 1), max(1, wanted)
         ids, places, ids_tensor, places_tensor = self._rows(rows)
         ids[:count], ids[count:] = tokens, 0
         places[:] = np.minimum(np.arange(start, start + rows), self._last_place)
         wanted_rows, wanted_tensor = self._wanted(asked)
         wanted_rows[:] = np.arange(count - asked, count)
-        self._past[0], self._span[1], self._end[()] = start, rows, start + rows
+        texts = count if apart else 1
+        past, span, tensors = self._texts(texts, rows - count if apart else 0)
+        past[:texts] = np.arange(start, start + texts)
+        span[-1] = rows
+        self._end[()] = start + rows
         request = self._request
+        for name, tensor in tensors.items():
+            request.set_tensor(name, tensor)
         request.set_tensor("input_ids", ids_tensor)
         request.set_tensor("position_ids", places_tensor)
         request.set_tensor("wanted", wanted_tensor)
         return self._infer(asked)[asked - wanted :].copy()
+
+    def _texts(self, texts: int, spare: int) -> tuple[NDArray[np.int32], NDArray[np.int32], dict[str, Any]]:
+        """What tells the engine of so many texts, each of which has all blocks but the last, and of spare ones in that:
+        the lengths before, where their tokens begin among those of the run, and the tensors."""
+        if (texts, spare) not in self._of_texts:
+            every, own = np.arange(self._count, dtype=np.int32), np.full(spare, self._count, np.int32)
+            begins = np.cumsum([0, *[self._count] * texts, *[1] * spare], dtype=np.int32)
+            arrays = {
+                "past_lens": np.zeros(texts + spare, np.int32),
+                "subsequence_begins": np.arange(texts + spare + 1, dtype=np.int32),
+                "block_indices_begins": begins,
+                "block_indices": np.concatenate([*[every] * texts, own]),
+            }
+            self._kept += arrays.values()
+            tensors = {name: self._module.Tensor(array, shared_memory=True) for name, array in arrays.items()}
+            self._of_texts[texts, spare] = arrays["past_lens"], arrays["subsequence_begins"], tensors
+        return self._of_texts[texts, spare]
 
     def _rows(self, rows: int) -> tuple[NDArray[np.int32], NDArray[np.int32], Any, Any]:
         if rows not in self._of_rows:
@@ -179,6 +204,7 @@ class PagedCache(DecoderCache):
         self._blocks.clear()
         self._of_rows.clear()
         self._of_wanted.clear()
+        self._of_texts.clear()
 
 
 class GrowingCache(DecoderCache):
@@ -232,8 +258,8 @@ class GrowingCache(DecoderCache):
 
 
 def rounded(count: int) -> int:
-    """Rows that ``count`` tokens are run as: 2, 4, 8, or a multiple of 16."""
-    for size in (2, 4, 8):
+    """Rows that ``count`` tokens are run as: 1, 2, 3, 4, 6, 8, 12, or a multiple of 16."""
+    for size in (1, 2, 3, 4, 6, 8, 12):
         if count <= size:
             return size
     return -(-count // 16) * 16
