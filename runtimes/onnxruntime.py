@@ -120,7 +120,10 @@ class OnnxRuntimeRuntime:
                     f"{artifact} is not a readable ONNX file: {_first_line(error)}; copy the bundle anew"
                 ) from error
             raise EngineError(f"ONNX Runtime {module.__version__} refuses {artifact}: {_first_line(error)}") from error
-        opened = OnnxRuntimeSession(session, _effective(module, session))
+        try:
+            opened = OnnxRuntimeSession(session, _effective(module, session))
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{artifact} has names that are not UTF-8; copy the bundle anew") from error
         check_known_answers(opened, options.known_answers, artifact)
         return opened
 

@@ -179,6 +179,17 @@ def test_any_bytes_as_a_manifest(classify_folder: Path, raw: bytes) -> None:
             read_bundle(folder)
 
 
+def test_a_graph_with_a_name_that_is_no_text(classify_folder: Path) -> None:
+    content = (classify_folder / "onnxruntime/model.onnx").read_bytes().replace(b"input_ids", b"input\xe2ids")
+    document = json.loads((classify_folder / "bundle.json").read_bytes())
+    document["artifacts"][0]["files"][0]["sha256"] = hashlib.sha256(content).hexdigest()
+    with copy_of(classify_folder) as folder:
+        (folder / "onnxruntime/model.onnx").write_bytes(content)
+        write_sealed(folder, json.dumps(document).encode())
+        with pytest.raises((InputError, EngineError)):
+            load(folder)
+
+
 @settings(relaxed, max_examples=60)
 @given(data=st.data())
 def test_an_altered_graph_with_fitting_hashes(
