@@ -22,6 +22,8 @@ from edgescribe.errors import RecipeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow  # many families and precisions
+
 MakeWriter = Callable[..., Student]
 LogitsOf = Callable[..., torch.Tensor]
 few = settings(max_examples=12, deadline=None, derandomize=True)

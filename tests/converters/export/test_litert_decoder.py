@@ -22,6 +22,8 @@ from edgescribe.errors import BundleError, OutputError, UsageError
 from edgescribe.runtimes.decoder_contract import DecoderOptions
 from edgescribe.runtimes.registry import open_decoder
 
+pytestmark = pytest.mark.slow  # many families and precisions
+
 PRECISIONS = ("fp32", "w8a8-dynamic", "w4a8-dynamic")
 CONTEXT = 40
 

@@ -26,6 +26,8 @@ from edgescribe.errors import BundleError, InputError, OutputError, StudentError
 from edgescribe.runtimes.decoder_contract import DecoderOptions
 from edgescribe.runtimes.onnxruntime_decoder import DECODER
 
+pytestmark = pytest.mark.slow  # many families and precisions
+
 MakeWriter = Callable[..., Student]
 PRECISIONS = ("fp32", "w8a8-dynamic", "w4a8-dynamic")
 CONTEXT = 40

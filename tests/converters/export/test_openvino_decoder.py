@@ -21,6 +21,8 @@ from edgescribe.errors import BundleError, OutputError, StudentError, UsageError
 from edgescribe.runtimes.decoder_contract import DecoderOptions
 from edgescribe.runtimes.openvino_decoder import OpenVinoDecoders
 
+pytestmark = pytest.mark.slow  # many families and precisions
+
 MakeWriter = Callable[..., Student]
 PRECISIONS = ("fp32", "w8a8-dynamic", "w4a8-dynamic")
 CONTEXT = 40

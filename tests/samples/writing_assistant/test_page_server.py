@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a server of its own for each group
+
 SAMPLE = Path(__file__).parents[3] / "samples/raspberry_pi/writing_assistant"
 TEXT = "A new bridge was opened on Saturday."
 SECRET = "Zanzibar-7731"
