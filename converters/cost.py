@@ -14,11 +14,13 @@ from .advance import OnAdvance, part_of, unwatched
 from .conversion_data import Texts, examples_of
 from .conversion_request import Request
 from .importance import BATCHES
+from .language_metrics import foresee
 from .predict import predict
 from .prune import prune
 from .recipe import Recipe
 from .recover import with_relu
 from .student import Student
+from .torch_decoder import graph_of
 from .torch_graph import TorchGraph
 from .training import Progress, calibrate, train
 from .training_data import Example
@@ -75,16 +77,18 @@ def estimate_cost(request: Request, effort: Effort = QUICK, on_advance: OnAdvanc
     part(0.2)
     seconds: dict[str, float] = {}
     updates: dict[str, int] = {}
-    steps_an_epoch = math.ceil(train_count / recipe.training.batch_size)
+    # A writer's long texts are trained on in several pieces each.
+    pieces = train_count * len(examples) / len(rows.texts)
+    steps_an_epoch = math.ceil(pieces / recipe.training.batch_size)
     phases = _phases(recipe, recipe.changes(student))
     for number, (name, precision, epochs) in enumerate(phases):
-        graph = TorchGraph(pruned, precision)
+        graph = graph_of(pruned, precision)
         calibrate(graph, typical, count=1)
         step = _step_seconds(graph, typical, recipe, request.teacher)
         updates[name] = epochs * math.ceil(steps_an_epoch / recipe.training.accumulate)
         seconds[name] = epochs * steps_an_epoch * step
         part(0.2 + 0.6 * (number + 1) / len(phases))
-    a_token = _seconds_a_token(TorchGraph(student), examples_of(request.validation.part([0]), student) + typical[:63])
+    a_token = _seconds_a_token(graph_of(student), examples_of(request.validation.part([0]), student) + typical[:63])
     length = _mean_tokens(request.evaluation, student)
     validation = len(request.validation.texts) * tokens * a_token
     seconds["validation"] = validation * sum(epochs for _, _, epochs in phases) * recipe.training.evaluations
@@ -140,17 +144,23 @@ def _step_seconds(graph: TorchGraph, typical: Sequence[Example], recipe: Recipe,
     def note_time(_: Progress) -> None:
         moments.append(time.perf_counter())
 
-    guide = TorchGraph(teacher).eval()
+    guide = graph_of(teacher).eval()
     train(graph, chosen, settings, teacher=guide, evaluate=lambda _: 0.0, report=note_time)
     return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 
 def _seconds_a_token(graph: TorchGraph, examples: Sequence[Example]) -> float:
     count = sum(len(each.ids) for each in examples)
-    predict(graph, examples[:8])
+    run = _foreseen if graph.student.task == "generate" else predict
+    run(graph, examples[:8])
     started = time.perf_counter()
-    predict(graph, examples)
+    run(graph, examples)
     return (time.perf_counter() - started) / count
+
+
+def _foreseen(graph: TorchGraph, examples: Sequence[Example]) -> None:
+    """A writer's logits of all tokens together would not fit into memory; evaluation keeps the losses alone too."""
+    foresee(graph, [each.ids for each in examples])
 
 
 def _mean_tokens(texts: Texts, student: Student) -> float:

@@ -148,13 +148,6 @@ def round_blocks(weight: NDArray[np.float32], scales: NDArray[np.float32]) -> ND
     return integers
 
 
-def quantize_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Integers and scales of a float32 ``[rows, columns]`` on the int4 grid of its blocks' largest magnitudes."""
-    blocks = weight.reshape(weight.shape[0], -1, BLOCK)
-    scales = exact_scales((np.abs(blocks).max(axis=-1) / np.float32(7)).astype(np.float32))
-    return round_blocks(weight, scales), scales
-
-
 def bias_integers(matrix: QuantizedMatrix, input_grid: Grid) -> NDArray[np.int32]:
     """The bias on the accumulator's grid, int32 ``[out]``: ``rint(bias / (input scale x weight scale))``."""
     if matrix.bias is None:

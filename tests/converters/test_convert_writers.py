@@ -10,6 +10,8 @@ from typing import Any
 import edgescribe
 import pytest
 from edgescribe.converters.checkpoint import load_graph
+from edgescribe.converters.conversion_request import read_request
+from edgescribe.converters.cost import estimate_cost
 from edgescribe.converters.recipe import Recipe, Shares, read_recipe
 from edgescribe.converters.training import TrainingSettings
 from edgescribe.errors import UsageError
@@ -144,3 +146,14 @@ def test_an_interrupted_conversion_is_taken_up(student: Path, texts: dict[str, P
     assert not (tmp_path / "bundle").exists()
     done = convert(resume=True)
     assert done.bundle.manifest.writing is not None
+
+
+def test_what_it_will_cost_is_told_without_writing(student: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    request = read_request(
+        student, task="generate", devices=["raspberry-pi-5"], recipe="writer-int4", runtimes=["onnxruntime"], **texts
+    )
+    cost = estimate_cost(request, BRIEF)
+    assert cost.updates["training on the grid"] >= 1
+    assert cost.total_seconds > 0
+    assert cost.bundle_mib > 0
+    assert list(tmp_path.iterdir()) == []
