@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from ..errors import StudentError
 from .decoder_graph import Rotary
+from .encoder_decoder_graph import SourceAndTarget
 
-Task = Literal["classify", "tag", "embed", "generate"]
+Task = Literal["classify", "tag", "embed", "generate", "summarize"]
 Role = Literal[
     "vocabulary", "positions", "types", "embedding", "hidden", "heads", "head", "head_width", "kv_heads", "sinusoids",
-    "neurons", "labels", "fixed", "joined",
+    "neurons", "labels", "fixed", "joined", "decoder_heads", "decoder_neurons",
 ]  # fmt: skip
 """What an axis counts.
 
@@ -29,12 +30,14 @@ Role = Literal[
 ``head_width`` the width of one; ``kv_heads`` counts key/value heads x head width, where fewer than there are heads
 may be shared by groups of these; ``joined`` queries, keys and values side by side (GPT-2's ``c_attn``).
 ``sinusoids`` counts sine waves, as many as the hidden width, whose frequencies
-depend on that width (XLNet's relative positions).
+depend on that width (XLNet's relative positions). ``decoder_heads`` and ``decoder_neurons`` are those of an
+encoder-decoder's decoder where a family counts them apart (BART); T5 has as many in both halves.
 """
 
 ENCODERS = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlnet")
 DECODERS = ("gemma", "gpt2", "llama", "qwen2", "qwen3")
-FAMILIES = ENCODERS + DECODERS
+ENCODER_DECODERS = ("bart", "marian", "mt5", "t5")
+FAMILIES = ENCODERS + DECODERS + ENCODER_DECODERS
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Shape:
     Of decoders: ``kv_heads`` the number of key/value heads, ``width_of_head`` the width of one head where the
     configuration gives it apart from ``hidden / heads``, ``rotary`` their rotary positions, ``tied`` whether the
     embedding table is the output head too.
+    Of encoder-decoders: ``layers``, ``heads`` and ``neurons`` are the encoder's, ``decoder_layers``,
+    ``decoder_heads`` and ``decoder_neurons`` the decoder's; ``relative`` holds the number of buckets and the largest
+    distance of relative positions (T5).
     """
 
     layers: int
@@ -66,6 +72,10 @@ class Shape:
     width_of_head: int = 0
     rotary: Rotary | None = None
     tied: bool = False
+    decoder_layers: int = 0
+    decoder_heads: int = 0
+    decoder_neurons: int = 0
+    relative: tuple[int, int] | None = None
 
     @property
     def head_width(self) -> int:
@@ -80,7 +90,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One checkpoint tensor, or one for each layer: its name (with ``{layer}``) and what each of its axes counts.
+    """One checkpoint tensor, or one for each layer: its name (with ``{layer}``, of an encoder-decoder's decoder
+    ``{decoder_layer}``) and what each of its axes counts.
 
     ``matrix`` tells how a linear layer's weight is stored: ``out_in`` (torch's), ``in_out`` (GPT-2's), or for XLNet
     ``in_heads`` (``[in, H, D]``) and ``out_heads`` (``[out, H, D]``).
@@ -117,7 +128,11 @@ class Anatomy:
         sinusoids: for a family with axes of that role, maps a hidden width to the function from offsets ``[n]`` to
             sinusoids ``[n, width]``.
         ignored: patterns of tensors that play no part in the tasks served here.
-        kind: ``encoder`` or ``decoder``: whose operators ``forward`` is written in.
+        kind: ``encoder``, ``decoder`` or ``encoder-decoder``: whose operators ``forward`` is written in.
+        halves: the two programs of an encoder-decoder; ``forward`` then runs one after the other.
+        decoder_prefix: ``layer_prefix`` of an encoder-decoder's decoder, with ``{decoder_layer}``.
+        settle: of a configuration and weights as stored, both as the family's code would understand them (ties and
+            scales that transformers decides by which tensors there are).
         scales_embeddings: embeddings are multiplied by the root of the hidden width (Gemma).
         own_head_width: the configuration has the width of a head, so that heads and hidden width are pruned apart.
         heads_divide_hidden: transformers takes only a hidden width that the number of heads divides.
@@ -138,32 +153,36 @@ class Anatomy:
     fixed_ids: tuple[int, ...] = ()
     sinusoids: Callable[[int], Callable[[NDArray[np.int64]], NDArray[np.float32]]] | None = None
     ignored: tuple[str, ...] = field(default=())
-    kind: Literal["encoder", "decoder"] = "encoder"
+    kind: Literal["encoder", "decoder", "encoder-decoder"] = "encoder"
     scales_embeddings: bool = False
     own_head_width: bool = False
     heads_divide_hidden: bool = True
+    halves: SourceAndTarget | None = None
+    decoder_prefix: str | None = None
+    settle: Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]] | None = None
 
-    def parameters_of(self, task: Task, layers: int) -> dict[str, Parameter]:
-        """Every tensor that a student can have by its full checkpoint name, ``{layer}`` written out for all layers."""
+    def parameters_of(self, task: Task, layers: int, decoder_layers: int = 0) -> dict[str, Parameter]:
+        """Every tensor that a student can have by its full checkpoint name, layers written out for all layers."""
         prefix = "" if task == "embed" else self.prefix
         found: dict[str, Parameter] = {}
         for parameter in self.parameters:
-            count = layers if "{layer}" in parameter.name else 1
+            in_decoder = "{decoder_layer}" in parameter.name
+            count = decoder_layers if in_decoder else layers if "{layer}" in parameter.name else 1
             for layer in range(count):
-                found[prefix + parameter.name.format(layer=layer)] = parameter
+                found[prefix + parameter.name.format(layer=layer, decoder_layer=layer)] = parameter
         for parameter in self.heads_of.get(task, ()):
             found[parameter.name] = parameter
         return found
 
     def layout(self, task: Task, shape: Shape) -> dict[str, Parameter]:
         """The tensors that a student of these sizes has, by full checkpoint name."""
-        found = self.parameters_of(task, shape.layers)
+        found = self.parameters_of(task, shape.layers, shape.decoder_layers)
         return {name: each for name, each in found.items() if each.when is None or each.when(shape)}
 
     @property
     def heads_are_tied(self) -> bool:
         """Whether a head of one layer is the same number's head in all others (a bias for each head, used by all)."""
-        found = [each for each in self.parameters if "{layer}" not in each.name]
+        found = [each for each in self.parameters if "layer}" not in each.name]
         return not self.shared_layers and any({"head", "heads"} & set(each.axes) for each in found)
 
     def layer_number(self, name: str) -> int | None:

@@ -95,7 +95,7 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    task: Literal["classify", "tag", "embed", "generate"]
+    task: Literal["classify", "tag", "embed", "generate", "summarize"]
     family: str
     stages: tuple[Stage, ...]
     verdicts: tuple[BudgetReport, ...] = ()

@@ -14,9 +14,12 @@ heads, D width of a head, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from .graph import ActivationKind, Value
+
+if TYPE_CHECKING:
+    from .encoder_decoder_graph import RelativeBias
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,10 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Attention:
-    """The sizes of one causal attention: head h reads key/value head ``h // (heads // kv_heads)``.
+    """The sizes of one attention: head h reads key/value head ``h // (heads // kv_heads)``.
 
-    Scores are ``q · k * scale``; a token attends to itself and to all before it.
+    Scores are ``q · k * scale``; where it is causal, a token attends to itself and to all before it. ``relative`` is
+    added to the scores (encoder-decoders alone; such attention has no ``rotary``).
     """
 
     heads: int
@@ -58,6 +62,7 @@ class Attention:
     head_width: int
     scale: float
     rotary: Rotary | None = None
+    relative: RelativeBias | None = None
 
 
 class DecoderBuilder(Protocol):

@@ -25,8 +25,11 @@ from .weight_files import PICKLED, WEIGHTS, read_weights
 HUB_SECONDS = 10.0
 """How long a hub may take to answer at all; after that, what was downloaded earlier serves."""
 
-UNLABELLED_TASKS = ("embed", "generate")
+UNLABELLED_TASKS = ("embed", "generate", "summarize")
 """Tasks whose students know no classes."""
+
+WRITING_TASKS = ("generate", "summarize")
+"""Tasks whose students write text."""
 
 LARGEST = 1 << 24
 """Of any size in a configuration; what is over it is a damaged file, not a student."""
@@ -77,6 +80,9 @@ def _read(
         _set_labels(config, present)
     if stored is None:
         stored = _stored(folder, config, allow_pickle)
+    if anatomy.settle is not None:
+        config, settled = anatomy.settle(config, dict(stored.state))
+        stored = replace(stored, config=config, state=settled)
     shape = _shape(path, anatomy, config)
     given = _prefixed(anatomy, task, stored.state)
     if task not in UNLABELLED_TASKS:
@@ -85,7 +91,7 @@ def _read(
         shape = _shape(path, anatomy, config)
     kept = _fit(folder, anatomy, task, shape, given, float(_number(config, "initializer_range", 0.02)), seed)
     _check_tokenizer(folder, stored.tokenizer, shape)
-    if task == "generate":
+    if task in WRITING_TASKS:
         check_generation(path, config, shape.vocabulary)
         check_generation(packed or folder / "generation_config.json", stored.generation, shape.vocabulary)
     longest = shape.positions - shape.position_offset
@@ -101,7 +107,7 @@ def _read(
         pad_id=0,
         source=source,
         sha256=stored.sha256,
-        generation=stored.generation if task == "generate" else {},
+        generation=stored.generation if task in WRITING_TASKS else {},
         chat_template=stored.chat_template if task == "generate" else None,
     )
     return replace(student, pad_id=_pad_id(path, student))
@@ -255,8 +261,9 @@ def _fit(
     seed: int,
 ) -> dict[str, torch.Tensor]:
     """The tensors that the task needs, heads made where there are none."""
-    head_names = {parameter.name for parameter in anatomy.heads_of.get(task, ())} if task != "generate" else set()
-    if anatomy.kind == "decoder":
+    heads = () if task in WRITING_TASKS else anatomy.heads_of.get(task, ())
+    head_names = {parameter.name for parameter in heads}
+    if anatomy.kind != "encoder":
         _refuse_unknown(folder, anatomy, task, shape, state)
     sizes = _sizes(shape)
     kept: dict[str, torch.Tensor] = {}
@@ -311,6 +318,8 @@ def _sizes(shape: Shape) -> dict[str, int]:
         "sinusoids": shape.hidden,
         "neurons": shape.neurons,
         "labels": shape.labels,
+        "decoder_heads": shape.decoder_heads * shape.head_width,
+        "decoder_neurons": shape.decoder_neurons,
     }
 
 

@@ -105,7 +105,7 @@ class Student:
         if self.chat_template is not None:
             (folder / tokenizer_files.CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8", newline="")
         tokenizer_config = dict(self.tokenizer_config)
-        if self.task == "generate":
+        if self.task in ("generate", "summarize"):
             # Other classes build a tokenizer of their own out of the vocabulary, whatever tokenizer.json says.
             tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if tokenizer_config:

@@ -22,9 +22,11 @@ from .torch_graph import ACTIVATIONS, TorchGraph, as_matrix
 
 
 def graph_of(student: Student, precision: str = "fp32", dropout: float = 0.0) -> TorchGraph:
-    """A student's program in torch: a :class:`TorchDecoder` for a decoder, a :class:`TorchGraph` for an encoder."""
-    kind = TorchDecoder if student.anatomy.kind == "decoder" else TorchGraph
-    return kind(student, precision, dropout)
+    """A student's program in torch: the class of graph that its family's operators ask for."""
+    from .torch_encoder_decoder import TorchEncoderDecoder
+
+    kinds = {"encoder": TorchGraph, "decoder": TorchDecoder, "encoder-decoder": TorchEncoderDecoder}
+    return kinds[student.anatomy.kind](student, precision, dropout)
 
 
 class TorchDecoder(TorchGraph):
@@ -34,7 +36,7 @@ class TorchDecoder(TorchGraph):
     ``input_ids`` ``[B, T]``, and it gives ``logits`` ``[B, T, V]``.
     """
 
-    precisions = ("fp32", "w8a8-dynamic", "w4a8-dynamic")
+    precisions: tuple[str, ...] = ("fp32", "w8a8-dynamic", "w4a8-dynamic")
 
     def __init__(self, student: Student, precision: str = "fp32", dropout: float = 0.0) -> None:
         self._observed: dict[str, torch.Tensor] | None = None
@@ -80,11 +82,15 @@ class TorchDecoder(TorchGraph):
 
     def _look_at(self, names: tuple[str, ...], x: torch.Tensor) -> None:
         if self._observed is not None:
-            mask = self._feeds.get("attention_mask")
+            mask = self._tokens_mask()
             rows = x.detach().float() if mask is None else x.detach().float()[mask.bool()]
             energy = rows.square().reshape(-1, x.shape[-1]).sum(0)
             for name in names:
                 self._observed[name] = self._observed.get(name, torch.zeros(())) + energy
+
+    def _tokens_mask(self) -> torch.Tensor | None:
+        """Which tokens of the pass that is run are no padding: ``[B, T]``; None: all."""
+        return self._feeds.get("attention_mask")
 
     # Embeddings
     def embedding(self, ids: torch.Tensor, table: str) -> torch.Tensor:
@@ -97,11 +103,12 @@ class TorchDecoder(TorchGraph):
 
     def position_embedding(self, table: str, start: int = 0) -> torch.Tensor:
         """See DecoderBuilder."""
+        return self._positions(table, slice(start, start + self._feeds["input_ids"].shape[1]))
+
+    def _positions(self, table: str, kept: slice) -> torch.Tensor:
         scales = self.block_scales(table) if self.precision == "w4a8-dynamic" else None
-        if scales is None:
-            return super().position_embedding(table, start)
-        kept = slice(start, start + self._feeds["input_ids"].shape[1])
-        return fake_quantize_blocks(self.weight(f"{table}.weight")[kept], scales[kept])[None]
+        rows = self.weight(f"{table}.weight")[kept]
+        return (self._rows(rows) if scales is None else fake_quantize_blocks(rows, scales[kept]))[None]
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         """See DecoderBuilder."""
@@ -117,7 +124,8 @@ class TorchDecoder(TorchGraph):
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """See DecoderBuilder."""
         if self.norm_statistics is not None:
-            mask = self._feeds.get("attention_mask", torch.ones(x.shape[:2]))
+            mask = self._tokens_mask()
+            mask = torch.ones(x.shape[:2]) if mask is None else mask
             self.norm_statistics.add(norm.name, x, norm.eps, mask, norm.kind == "layer", norm.offset)
         return self._normalized(x, norm)
 

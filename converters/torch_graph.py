@@ -128,13 +128,17 @@ class TorchGraph(nn.Module):
     def _make_quantizers(self) -> None:
         """One dry run on a few tokens finds the sites; then each has its quantizers, known to the optimiser."""
         self._creating = True
-        ids = torch.zeros((1, 4), dtype=torch.long)
         with torch.no_grad():
-            self.run({"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids})
+            self.run(self._few_tokens())
         for quantizer in [*self.inputs.values(), *self.outputs.values()]:
             if isinstance(quantizer, StaticQuantizer):
                 quantizer._sample = []
         self._creating = False
+
+    @staticmethod
+    def _few_tokens() -> dict[str, torch.Tensor]:
+        ids = torch.zeros((1, 4), dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids}
 
     _creating = False
     precisions: tuple[str, ...] = ("fp32", "w8a8-static", "w8a8-dynamic")

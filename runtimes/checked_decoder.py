@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,18 +138,23 @@ class CheckedDecoder(ABC):
 
     def _checked(self, tokens: Tokens) -> NDArray[np.int32]:
         self._check_open()
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise InputError("no tokens were given, or something else than a row of token numbers")
-        if int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
-            wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-            raise InputError(f"there is no token {wrong}: the vocabulary has {self.vocabulary}")
+        ids = self._checked_ids(tokens)
         room = self.context - self._length
         if len(ids) > room:
             raise InputError(
                 f"{len(ids)} more tokens do not fit: {self._length} of the session's {self.context} are taken. "
                 "Shorten the text, or load with a larger context"
             )
+        return ids
+
+    def _checked_ids(self, tokens: Tokens) -> NDArray[np.int32]:
+        """A row of token numbers of the vocabulary, at least one."""
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
+            raise InputError("no tokens were given, or something else than a row of token numbers")
+        if int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
+            wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+            raise InputError(f"there is no token {wrong}: the vocabulary has {self.vocabulary}")
         return np.ascontiguousarray(ids, np.int32)
 
 
@@ -193,14 +199,38 @@ def check_answers(session: CheckedDecoder, answers: tuple[DecoderAnswer, ...], a
     for number, answer in enumerate(answers, 1):
         session.rewind(0)
         got = session.prefill(answer.prompt)[answer.tokens]
-        off = np.abs(got.astype(np.float64) - answer.expected)
-        if not (off <= answer.tolerance).all():
-            at = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
-            used = session.effective
-            raise WrongAnswerError(
-                f"{artifact.name}, known answer {number} of {len(answers)}: the logit of token {answer.tokens[at]} is "
-                f"{got[at]:.6g} instead of {answer.expected[at]:.6g} (off by at most {answer.tolerance:.3g} is allowed)"
-                f", on {used.engine} {used.engine_version} ({used.device}). The engine computes this artifact wrongly "
-                "here, so it was not opened: take another runtime or precision of the bundle"
-            )
+        check_logits(got, answer, f"{artifact.name}, known answer {number} of {len(answers)}", session.effective)
     session.rewind(0)
+
+
+class ExpectedLogits(Protocol):
+    """What a known answer of any session says of one row of logits."""
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """The tokens looked at: int32 ``[k]``."""
+
+    @property
+    def expected(self) -> NDArray[np.float32]:
+        """Their logits: float32 ``[k]``."""
+
+    @property
+    def tolerance(self) -> float:
+        """How far off a logit may be."""
+
+
+def check_logits(got: NDArray[np.float32], answer: ExpectedLogits, which: str, used: Effective) -> None:
+    """Hold the logits ``got`` ``[k]`` against a known answer; ``which`` names artifact and answer.
+
+    Raises:
+        WrongAnswerError: a logit is further off than the tolerance, or not a number.
+    """
+    off = np.abs(got.astype(np.float64) - answer.expected)
+    if not (off <= answer.tolerance).all():
+        at = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
+        raise WrongAnswerError(
+            f"{which}: the logit of token {answer.tokens[at]} is {got[at]:.6g} instead of {answer.expected[at]:.6g} "
+            f"(off by at most {answer.tolerance:.3g} is allowed), on {used.engine} {used.engine_version} "
+            f"({used.device}). The engine computes this artifact wrongly here, so it was not opened: take another "
+            "runtime or precision of the bundle"
+        )

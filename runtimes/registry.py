@@ -9,6 +9,7 @@ from typing import cast
 from ..errors import UsageError
 from .contract import Availability, GraphSession, OpenOptions, Runtime
 from .decoder_contract import DecoderOptions, DecoderRuntime, DecoderSession
+from .encoder_decoder_contract import EncoderDecoderOptions, EncoderDecoderRuntime, EncoderDecoderSession
 
 RUNTIMES: tuple[str, ...] = ("onnxruntime", "openvino", "litert")
 """Names of the runtimes; each is the module of this package that holds its adapter as ``RUNTIME``."""
@@ -56,3 +57,22 @@ def decoder_runtime(name: str) -> DecoderRuntime:
 def open_decoder(runtime_name: str, path: Path, options: DecoderOptions | None = None) -> DecoderSession:
     """Open a decoder's artifact with a runtime; see :meth:`~.decoder_contract.DecoderRuntime.open_decoder`."""
     return decoder_runtime(runtime_name).open_decoder(path, options or DecoderOptions())
+
+
+def encoder_decoder_runtime(name: str) -> EncoderDecoderRuntime:
+    """The adapter of the runtime ``name`` for encoder-decoders; its engine need not be installed.
+
+    Raises:
+        UsageError: there is no runtime of that name.
+    """
+    if name not in RUNTIMES:
+        raise UsageError(f"there is no runtime {name!r}; choose one of {', '.join(RUNTIMES)}")
+    module = importlib.import_module(f".{name}_encoder_decoder", __package__)
+    return cast(EncoderDecoderRuntime, module.ENCODER_DECODER)
+
+
+def open_encoder_decoder(
+    runtime_name: str, path: Path, options: EncoderDecoderOptions | None = None
+) -> EncoderDecoderSession:
+    """Open an encoder-decoder's artifact; see :meth:`~.encoder_decoder_contract.EncoderDecoderRuntime`."""
+    return encoder_decoder_runtime(runtime_name).open_encoder_decoder(path, options or EncoderDecoderOptions())

@@ -17,7 +17,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Dimension = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 Token = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
-Task = Literal["classify", "tag", "embed", "generate"]
+Task = Literal["classify", "tag", "embed", "generate", "summarize"]
 RuntimeName = Literal["onnxruntime", "openvino", "litert"]
 Precision = Literal["fp32", "w8a8-static", "w8a8-dynamic", "w4a8-dynamic", "w8a16-static"]
 
@@ -60,11 +60,18 @@ class DecoderAnswerEntry(Entry, frozen=True, kw_only=True):
     tolerance: Annotated[float, msgspec.Meta(gt=0, le=1e3)]
 
 
+class SourceAnswerEntry(DecoderAnswerEntry, frozen=True, kw_only=True):
+    """Having read the tokens of ``source``, after those of ``prompt``: as :class:`DecoderAnswerEntry`."""
+
+    source: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1, max_length=4096)]
+
+
 class ArtifactEntry(Entry, frozen=True, kw_only=True):
     """One artifact: ``files[0]`` is what the runtime opens, the others lie beside it.
 
     ``buckets``: token counts that the artifact takes when its shapes are fixed (ascending), empty when they are free.
-    A writer's artifact has ``answers`` and no inputs, outputs and known answers: its tensors are the runtime's affair.
+    A writer's artifact has ``answers``, a summariser's ``source_answers``, and no inputs, outputs and known answers:
+    its tensors are the runtime's affair.
     """
 
     runtime: RuntimeName
@@ -75,6 +82,7 @@ class ArtifactEntry(Entry, frozen=True, kw_only=True):
     buckets: tuple[Dimension, ...] = ()
     known_answers: Annotated[tuple[KnownAnswerEntry, ...], msgspec.Meta(max_length=16)] = ()
     answers: Annotated[tuple[DecoderAnswerEntry, ...], msgspec.Meta(max_length=16)] = ()
+    source_answers: Annotated[tuple[SourceAnswerEntry, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class WritingEntry(Entry, frozen=True, kw_only=True):
@@ -95,6 +103,29 @@ class WritingEntry(Entry, frozen=True, kw_only=True):
     end_ids: Annotated[tuple[Token, ...], msgspec.Meta(max_length=64)] = ()
     chat_template: Annotated[str, msgspec.Meta(max_length=100_000)] | None = None
     special_tokens: Annotated[dict[str, str], msgspec.Meta(max_length=32)] = {}
+    defaults: Annotated[dict[str, float], msgspec.Meta(max_length=16)] = {}
+
+
+class SummarizingEntry(Entry, frozen=True, kw_only=True):
+    """What a summariser (task ``summarize``) has beside its artifacts.
+
+    Attributes:
+        source_context: the most tokens of a source, special tokens included.
+        context: the most tokens of a summary, those that start it included.
+        vocabulary: number of tokens that logits are given for.
+        start_ids: tokens that every summary starts with (T5: the padding token; BART: ``</s>``, then what is forced).
+        end_ids: tokens that end a summary.
+        prefix: what is put before every source text (FLAN-T5: ``summarize: ``); may be empty.
+        defaults: of generation: ``num_beams``, ``length_penalty``, ``no_repeat_ngram_size``, ``max_new_tokens``,
+            ``min_new_tokens`` as the checkpoint has them. Without ``num_beams`` (or with 1) it is greedy.
+    """
+
+    source_context: Annotated[int, msgspec.Meta(ge=2, le=2**20)]
+    context: Annotated[int, msgspec.Meta(ge=2, le=2**20)]
+    vocabulary: Annotated[int, msgspec.Meta(ge=2, le=2**24)]
+    start_ids: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1, max_length=8)]
+    end_ids: Annotated[tuple[Token, ...], msgspec.Meta(max_length=64)] = ()
+    prefix: Annotated[str, msgspec.Meta(max_length=2000)] = ""
     defaults: Annotated[dict[str, float], msgspec.Meta(max_length=16)] = {}
 
 
@@ -150,7 +181,7 @@ class Provenance(Entry, frozen=True, kw_only=True):
 class Manifest(Entry, frozen=True, kw_only=True):
     """The whole of ``bundle.json``.
 
-    ``writing``: of the task ``generate`` alone.
+    ``writing``: of the task ``generate`` alone; ``summarizing``: of the task ``summarize`` alone.
     ``quality``: metrics by stage: ``teacher``, ``student`` and one ``<runtime>/<precision>`` for each artifact,
     each a mapping of metric name to value.
     """
@@ -162,6 +193,7 @@ class Manifest(Entry, frozen=True, kw_only=True):
     labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=100_000)] = ()
     tokenizer: TokenizerEntry
     writing: WritingEntry | None = None
+    summarizing: SummarizingEntry | None = None
     artifacts: Annotated[tuple[ArtifactEntry, ...], msgspec.Meta(min_length=1, max_length=32)]
     quality: dict[str, dict[str, float]] = {}
     measurements: tuple[Measurement, ...] = ()
