@@ -2,9 +2,9 @@
 
 Words match by form, then by Porter's stem, then as synonyms of WordNet. WordNet does not come with nltk: without its
 folder the third step is left out, and scores are a little lower than published ones, which have it. Debian's package
-``wordnet-base`` installs it as ``/usr/share/wordnet``; nltk's own corpus folder does as well. nltk pairs equal words from
-the end, where the authors' program looks for the pairing with the fewest runs: texts that repeat words score a little
-lower.
+``wordnet-base`` installs it as ``/usr/share/wordnet``; nltk's own corpus folder does as well. nltk pairs equal words
+from the end, where the authors' program looks for the pairing with the fewest runs: texts that repeat words score a
+little lower.
 """
 
 from __future__ import annotations
