@@ -66,8 +66,8 @@ def _calibration_batches(examples: Sequence[Example]) -> Iterator[list[Example]]
     tokens = 0
     for example in examples:
         batch.append(example)
-        tokens += len(example.ids)
-        if sum(len(each.ids) for each in batch) >= TOKENS_AT_ONCE:
+        tokens += example.tokens
+        if sum(each.tokens for each in batch) >= TOKENS_AT_ONCE:
             yield batch
             batch = []
         if tokens >= CALIBRATION_TOKENS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..sdk.labelled_text import DataReport, Row, read_rows
 from .anatomy import Task
 from .distillation import UNLABELLED
 from .student import Student
+from .summary_data import make_summary_examples, prefix_of
 from .training_data import Example, make_examples, make_tag_examples
 from .writing_data import make_writing_examples
 
@@ -22,6 +23,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "tag": ("text", "tags"),
     "embed": ("text",),
     "generate": ("text",),
+    "summarize": ("text", "summary"),
 }
 AT_ONCE = 1000
 """Texts that are cut into tokens between two reports of progress."""
@@ -32,12 +34,17 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of one file. ``labels``: a class name for each text, or one for each word; empty for ``embed``."""
+    """Rows of one file.
+
+    ``labels``: a class name for each text, or one for each word; empty for ``embed``. ``summaries``: one for each text
+    for ``summarize``, empty otherwise.
+    """
 
     task: Task
     texts: list[str]
     labels: list[tuple[str, ...]]
     sha256: str
+    summaries: list[str] = field(default_factory=list)
 
     def names(self) -> tuple[str, ...]:
         """All class or tag names, sorted."""
@@ -46,7 +53,15 @@ class Texts:
     def part(self, numbers: Sequence[int]) -> Texts:
         """Some of the rows."""
         labels = [self.labels[number] for number in numbers] if self.labels else []
-        return Texts(self.task, [self.texts[number] for number in numbers], labels, self.sha256)
+        summaries = [self.summaries[number] for number in numbers] if self.summaries else []
+        return Texts(self.task, [self.texts[number] for number in numbers], labels, self.sha256, summaries)
+
+    def words(self, student: Student) -> list[str]:
+        """All that a student reads and writes of these rows, for its vocabulary: texts, as it reads them, summaries."""
+        if self.task != "summarize":
+            return list(self.texts)
+        prefix = prefix_of(student)
+        return [prefix + text for text in self.texts] + self.summaries
 
 
 def read_texts(path: Path, task: Task, warn: Callable[[str], None] | None = None) -> Texts:
@@ -67,7 +82,8 @@ def read_texts(path: Path, task: Task, warn: Callable[[str], None] | None = None
     elif task == "tag":
         labels = [row.tags for row in rows]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Texts(task, [row.text for row in rows], labels, digest)
+    summaries = [row.summary or "" for row in rows] if task == "summarize" else []
+    return Texts(task, [row.text for row in rows], labels, digest, summaries)
 
 
 def hold_out(texts: Texts, seed: int) -> tuple[Texts, Texts]:
@@ -100,20 +116,26 @@ def examples_of(
     teacher: Student | None = None,
     max_tokens: int | None = None,
     on_progress: Callable[[float], None] | None = None,
+    summary_tokens: int | None = None,
 ) -> list[Example]:
-    """Examples for training or scoring a student of the texts' task."""
+    """Examples for training or scoring a student of the texts' task.
+
+    ``max_tokens``: longer texts are cut; ``summary_tokens``: longer summaries are.
+    """
     count, made = len(texts.texts), list[Example]()
     for start in range(0, count, AT_ONCE):
         numbers = range(start, min(start + AT_ONCE, count))
-        made += _examples_of(texts.part(numbers), student, teacher, max_tokens)
+        made += _examples_of(texts.part(numbers), student, teacher, max_tokens, summary_tokens)
         if on_progress is not None:
             on_progress(len(made) / count)
     return made
 
 
 def _examples_of(
-    texts: Texts, student: Student, teacher: Student | None, max_tokens: int | None
+    texts: Texts, student: Student, teacher: Student | None, max_tokens: int | None, summary_tokens: int | None
 ) -> list[Example]:
+    if texts.task == "summarize":
+        return make_summary_examples(student, texts.texts, texts.summaries, teacher, max_tokens, summary_tokens)
     if texts.task == "generate":
         return make_writing_examples(student, texts.texts, teacher, max_tokens)
     number = {name: index for index, name in enumerate(student.labels)}

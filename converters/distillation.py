@@ -4,7 +4,11 @@
   Network", 2015);
 - hidden states with a layer map, through a learned projection where the widths differ, and attention maps (Jiao
   et al., "TinyBERT", 2020); maps are averaged over heads, so that the numbers of heads need not agree;
-- the task's own loss on labels; a writer's labels are the tokens that follow.
+- the task's own loss on labels; a writer's labels are the tokens that follow, a summariser's those of the summary.
+
+An encoder-decoder's halves have a layer map each. That its teacher's own summaries are learned (Kim and Rush,
+"Sequence-Level Knowledge Distillation", 2016) is a matter of the examples:
+:mod:`~edgescribe.converters.teacher_summaries`.
 
 Where the vocabulary was trimmed, the two cut texts differently: each of the student's tokens then learns from the
 teacher's token that it lies in.
@@ -49,11 +53,20 @@ def layer_map(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
     return tuple(round(layer * teacher_layers / student_layers) for layer in range(student_layers + 1))
 
 
+def layer_maps(student: Shape, teacher: Shape) -> tuple[int, ...]:
+    """The layer map of a whole student: of encoder-decoders, whose decoder's layers count on, both halves'."""
+    found = layer_map(student.layers, teacher.layers)
+    if student.decoder_layers:
+        decoder = layer_map(student.decoder_layers, teacher.decoder_layers)
+        found += tuple(teacher.layers + 1 + layer for layer in decoder)
+    return found
+
+
 class Distillation(nn.Module):
     """The sum of the losses for one student and teacher; its projections are trained along and thrown away.
 
-    ``teacher_rows``: for a writer with a trimmed vocabulary, the teacher's number of each of its tokens, int64 ``[V]``:
-    the teacher's likelihoods of those alone are what it learns.
+    ``teacher_rows``: for a student that writes with a trimmed vocabulary, the teacher's number of each of its tokens,
+    int64 ``[V]``: the teacher's likelihoods of those alone are what it learns.
     """
 
     def __init__(
@@ -67,7 +80,8 @@ class Distillation(nn.Module):
         super().__init__()
         self.teacher_rows = teacher_rows
         self.task, self.weights = task, weights
-        self.map = layer_map(student.layers, teacher.layers) if teacher is not None else ()
+        self.map = layer_maps(student, teacher) if teacher is not None else ()
+        self.encoder_layers = student.layers
         self.projections = nn.ModuleList()
         if teacher is not None and weights.hidden > 0:
             for _ in self.map:
@@ -85,6 +99,7 @@ class Distillation(nn.Module):
         teacher_outputs: dict[str, torch.Tensor] | None = None,
         teacher_recording: Recording | None = None,
         places: torch.Tensor | None = None,
+        source_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss, a scalar.
 
@@ -93,6 +108,7 @@ class Distillation(nn.Module):
             mask: ``[B, T]``.
             labels: ``[B]`` or ``[B, T]``, :data:`UNLABELLED` where there is none.
             places: int64 ``[B, T]``, in which of the teacher's tokens each of the student's lies.
+            source_mask: ``[B, S]``, of encoder-decoders.
         """
         key = "embedding" if self.task == "embed" else "logits"
         total = outputs[key].new_zeros(())
@@ -104,8 +120,10 @@ class Distillation(nn.Module):
             total = total + self.weights.soft * self._soft(outputs[key], teacher_outputs[key], mask, places)
         if recording is not None and teacher_recording is not None and places is not None:
             if self.weights.hidden > 0:
-                total = total + self.weights.hidden * self._hidden(recording, teacher_recording, mask, places)
-            if self.weights.attention > 0:
+                hidden = self._hidden(recording, teacher_recording, mask, places, source_mask)
+                total = total + self.weights.hidden * hidden
+            # Those whose engines fuse attention (decoders) record no maps of it.
+            if self.weights.attention > 0 and recording.attention:
                 total = total + self.weights.attention * self._attention(recording, teacher_recording, mask, places)
         return total
 
@@ -117,7 +135,7 @@ class Distillation(nn.Module):
                 return (1 - (student * teacher).sum(-1)).mean()
             # Widths differ: the texts of a batch shall be as near to each other as the teacher has them.
             return functional.mse_loss(student @ student.T, teacher @ teacher.T) * student.shape[0]
-        if self.task in ("tag", "generate"):
+        if self.task in ("tag", "generate", "summarize"):
             kept = mask.bool()
             teacher = teacher if places is None else _at(teacher, places)
             student, teacher = student[kept], teacher[kept]
@@ -134,12 +152,21 @@ class Distillation(nn.Module):
         return divergence * heat * heat
 
     def _hidden(
-        self, student: Recording, teacher: Recording, mask: torch.Tensor, places: torch.Tensor
+        self,
+        student: Recording,
+        teacher: Recording,
+        mask: torch.Tensor,
+        places: torch.Tensor,
+        source_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        weight = mask.to(torch.float32)[:, :, None]
-        total = weight.new_zeros(())
+        total = mask.new_zeros((), dtype=torch.float32)
         for layer, projection in enumerate(self.projections):
-            goal = _at(teacher.hidden[self.map[layer]].float(), places)
+            goal = teacher.hidden[self.map[layer]].float()
+            if source_mask is not None and layer <= self.encoder_layers:
+                # Teacher and student read the source's same tokens.
+                weight = source_mask.to(torch.float32)[:, :, None]
+            else:
+                goal, weight = _at(goal, places), mask.to(torch.float32)[:, :, None]
             guess = projection(student.hidden[layer].float()).float()
             spread = (goal.square() * weight).sum() / weight.sum()
             error = ((guess - goal).square() * weight).sum() / weight.sum()

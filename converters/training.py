@@ -227,16 +227,16 @@ def train(
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     set_seed(settings.seed)
     graph.dropout = settings.dropout
-    is_writer = graph.student.task == "generate"
+    writes = graph.student.task in ("generate", "summarize")
     losses = Distillation(
         graph.student.task,
         graph.shape,
         teacher.shape if teacher is not None else None,
         settings.losses,
-        teacher_rows(graph.student, teacher.student) if teacher is not None and is_writer else None,
+        teacher_rows(graph.student, teacher.student) if teacher is not None and writes else None,
     )
     shares = accelerator.num_processes
-    lengths = [len(each.ids) for each in examples]
+    lengths = [each.tokens for each in examples]
     updates_an_epoch = math.ceil(math.ceil(len(examples) / settings.batch_size) / (shares * settings.accumulate))
     updates = updates_an_epoch * settings.epochs
     trained = nn.ModuleDict({"graph": graph, "losses": losses})
@@ -266,8 +266,9 @@ def train(
                 with torch.no_grad():
                     seen = teacher.run(batch.teacher_feeds, shown)
             outputs = model(batch.feeds, recording)
+        mask, source_mask = batch.feeds["attention_mask"], batch.feeds.get("source_mask")
         loss: torch.Tensor = losses_model(
-            outputs, batch.feeds["attention_mask"], batch.labels, recording, seen, shown, batch.places
+            outputs, mask, batch.labels, recording, seen, shown, batch.places, source_mask
         )
         return loss
 

@@ -30,6 +30,8 @@ class Example:
 
     ``places``: int32 ``[T]``, for each of the student's tokens the teacher's token that it lies in.
     ``labels``: int64 ``[1]`` for a text, ``[T]`` for tags; ``UNLABELLED`` where there is none.
+    ``source``, ``teacher_source``: int32 ``[S]``, of a summary the text that it is of; ``ids`` are then the summary's
+    behind the token that starts it.
     """
 
     ids: NDArray[np.int32]
@@ -38,6 +40,13 @@ class Example:
     teacher_types: NDArray[np.int32] | None
     places: NDArray[np.int32] | None
     labels: NDArray[np.int64]
+    source: NDArray[np.int32] | None = None
+    teacher_source: NDArray[np.int32] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the student runs for it, those of its source included."""
+        return len(self.ids) + (0 if self.source is None else len(self.source))
 
 
 @dataclass(frozen=True)
@@ -211,6 +220,8 @@ def _feeds(
 
 def collate(examples: Sequence[Example], student: Student, teacher: Student | None) -> Batch:
     """Pad examples into a batch."""
+    if examples[0].source is not None:
+        return _collated_summaries(examples, student, teacher)
     feeds = _feeds([each.ids for each in examples], [each.types for each in examples], student)
     if examples[0].labels.size > 1 or student.task == "tag":
         length = feeds["input_ids"].shape[1]
@@ -229,3 +240,35 @@ def collate(examples: Sequence[Example], student: Student, teacher: Student | No
         places = [row + np.int32(width - len(cut)) for row, cut in zip(places, ids, strict=True)]
     length = feeds["input_ids"].shape[1]
     return Batch(feeds, teacher_feeds, labels, _pad(places, 0, student.anatomy.padding_side, length))
+
+
+def _collated_summaries(examples: Sequence[Example], student: Student, teacher: Student | None) -> Batch:
+    """Feeds ``source_ids`` and ``source_mask`` ``[B, S]``, ``input_ids`` and ``attention_mask`` ``[B, T]``.
+
+    Teacher and student read the same tokens, each by its own numbers, so that every token stands at one place.
+    """
+    feeds = _summary_feeds([(_known(each.source), each.ids) for each in examples], student)
+    width = feeds["input_ids"].shape[1]
+    labels = _pad([each.labels.astype(np.int32) for each in examples], UNLABELLED, "right", width)
+    if teacher is None:
+        return Batch(feeds, None, labels, None)
+    theirs = _summary_feeds([(_known(each.teacher_source), _known(each.teacher_ids)) for each in examples], teacher)
+    return Batch(feeds, theirs, labels, torch.arange(width).expand(len(examples), -1))
+
+
+def _summary_feeds(
+    pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]], of: Student
+) -> dict[str, torch.Tensor]:
+    feeds = {}
+    for side, names in enumerate((("source_ids", "source_mask"), ("input_ids", "attention_mask"))):
+        rows = [pair[side] for pair in pairs]
+        width = -(-max(map(len, rows)) // ROUND) * ROUND
+        feeds[names[0]] = _pad(rows, of.pad_id, "right", width)
+        feeds[names[1]] = _pad([np.ones_like(row) for row in rows], 0, "right", width)
+    return feeds
+
+
+def _known(row: NDArray[np.int32] | None) -> NDArray[np.int32]:
+    if row is None:
+        raise ValueError("examples with a teacher's tokens are expected; make them with the teacher")
+    return row
