@@ -22,7 +22,7 @@ from .encoder_decoder_graph import SourceAndTarget
 Task = Literal["classify", "tag", "embed", "generate", "summarize"]
 Role = Literal[
     "vocabulary", "positions", "types", "embedding", "hidden", "heads", "head", "head_width", "kv_heads", "sinusoids",
-    "neurons", "labels", "fixed", "joined", "decoder_heads", "decoder_neurons",
+    "neurons", "labels", "fixed", "joined", "decoder_heads", "decoder_head", "cross_heads", "decoder_neurons",
 ]  # fmt: skip
 """What an axis counts.
 
@@ -30,8 +30,10 @@ Role = Literal[
 ``head_width`` the width of one; ``kv_heads`` counts key/value heads x head width, where fewer than there are heads
 may be shared by groups of these; ``joined`` queries, keys and values side by side (GPT-2's ``c_attn``).
 ``sinusoids`` counts sine waves, as many as the hidden width, whose frequencies
-depend on that width (XLNet's relative positions). ``decoder_heads`` and ``decoder_neurons`` are those of an
-encoder-decoder's decoder where a family counts them apart (BART); T5 has as many in both halves.
+depend on that width (XLNet's relative positions). ``decoder_heads``, ``decoder_head`` and ``decoder_neurons`` are those
+of an encoder-decoder's decoder, and ``cross_heads`` of its attention to the source, which are as many as
+``decoder_heads``. Where a family's configuration has no number of its own for them (T5) there are as many in both
+halves.
 """
 
 ENCODERS = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlnet")
@@ -81,6 +83,11 @@ class Shape:
     def head_width(self) -> int:
         """Width of one head."""
         return self.width_of_head or self.hidden // self.heads
+
+    @property
+    def decoder_head_width(self) -> int:
+        """Width of one head of an encoder-decoder's decoder."""
+        return self.width_of_head or self.hidden // max(1, self.decoder_heads)
 
     @property
     def group(self) -> int:
@@ -133,6 +140,9 @@ class Anatomy:
         decoder_prefix: ``layer_prefix`` of an encoder-decoder's decoder, with ``{decoder_layer}``.
         settle: of a configuration and weights as stored, both as the family's code would understand them (ties and
             scales that transformers decides by which tensors there are).
+        copies: of sizes, names under which transformers wants a tensor once more, and that tensor's name.
+        rows_before: rows of the table of positions that the configuration does not count.
+        default_tokens: longest input of a checkpoint whose tokenizer sets no limit; None: as many as have positions.
         scales_embeddings: embeddings are multiplied by the root of the hidden width (Gemma).
         own_head_width: the configuration has the width of a head, so that heads and hidden width are pruned apart.
         heads_divide_hidden: transformers takes only a hidden width that the number of heads divides.
@@ -160,6 +170,9 @@ class Anatomy:
     halves: SourceAndTarget | None = None
     decoder_prefix: str | None = None
     settle: Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]] | None = None
+    copies: Callable[[Shape], Mapping[str, str]] | None = None
+    rows_before: int = 0
+    default_tokens: int | None = None
 
     def parameters_of(self, task: Task, layers: int, decoder_layers: int = 0) -> dict[str, Parameter]:
         """Every tensor that a student can have by its full checkpoint name, layers written out for all layers."""

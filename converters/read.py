@@ -318,7 +318,9 @@ def _sizes(shape: Shape) -> dict[str, int]:
         "sinusoids": shape.hidden,
         "neurons": shape.neurons,
         "labels": shape.labels,
-        "decoder_heads": shape.decoder_heads * shape.head_width,
+        "decoder_heads": shape.decoder_heads * shape.decoder_head_width,
+        "decoder_head": shape.decoder_heads,
+        "cross_heads": shape.decoder_heads * shape.decoder_head_width,
         "decoder_neurons": shape.decoder_neurons,
     }
 

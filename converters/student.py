@@ -96,6 +96,8 @@ class Student:
             config["id2label"] = {str(index): label for index, label in enumerate(self.labels)}
             config["label2id"] = {label: index for index, label in enumerate(self.labels)}
         state = {name: tensor.to(dtype).contiguous().clone() for name, tensor in self.state.items()}
+        if self.anatomy.copies is not None:
+            state |= {copy: state[name].clone() for copy, name in self.anatomy.copies(self.shape).items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         self.tokenizer.save(str(folder / "tokenizer.json"))

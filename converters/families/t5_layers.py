@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ...errors import StudentError
-from ..anatomy import Anatomy, Parameter, Shape, Task
+from ..anatomy import Anatomy, Parameter, Role, Shape, Task
 from ..decoder_graph import Attention, Norm
 from ..encoder_decoder_graph import EncoderDecoderBuilder, RelativeBias, SourceAndTarget
 from ..graph import ActivationKind, Value
@@ -37,6 +37,10 @@ CONFIG_FIELDS: Mapping[str, str] = {
 
 POSITIONS = 1 << 16
 """Relative positions set no limit; this one only keeps damaged configurations out."""
+
+
+DEFAULT_TOKENS = 512
+"""Of input, where no tokenizer says how long it may be: what T5 was trained on."""
 
 
 def t5_shape(config: Mapping[str, Any]) -> Shape:
@@ -120,21 +124,25 @@ def _is_untied(shape: Shape) -> bool:
 
 def _half(start: str, half: Literal["encoder", "decoder"]) -> list[Parameter]:
     """The tensors of one half."""
-    blocks = [("layer.0.", "SelfAttention")]
+    own: tuple[Role, Role, Role] = (
+        ("heads", "head", "neurons") if half == "encoder" else ("decoder_heads", "decoder_head", "decoder_neurons")
+    )
+    heads, head, neurons = own
+    blocks: list[tuple[str, str, Role]] = [("layer.0.", "SelfAttention", heads)]
     if half == "decoder":
-        blocks.append(("layer.1.", "EncDecAttention"))
+        blocks.append(("layer.1.", "EncDecAttention", "cross_heads"))
     found = []
-    for place, attention in blocks:
+    for place, attention, role in blocks:
         for part in "qkv":
-            found.append(Parameter(f"{start}{place}{attention}.{part}.weight", ("heads", "hidden"), "matrix"))
-        found.append(Parameter(f"{start}{place}{attention}.o.weight", ("hidden", "heads"), "matrix"))
+            found.append(Parameter(f"{start}{place}{attention}.{part}.weight", (role, "hidden"), "matrix"))
+        found.append(Parameter(f"{start}{place}{attention}.o.weight", ("hidden", role), "matrix"))
         found.append(Parameter(f"{start}{place}layer_norm.weight", ("hidden",), "norm"))
     place = f"{start}layer.{len(blocks)}."
     for name, when in (("wi", _is_plain), ("wi_0", _is_gated), ("wi_1", _is_gated)):
-        found.append(Parameter(f"{place}DenseReluDense.{name}.weight", ("neurons", "hidden"), "matrix", when=when))
-    found.append(Parameter(f"{place}DenseReluDense.wo.weight", ("hidden", "neurons"), "matrix"))
+        found.append(Parameter(f"{place}DenseReluDense.{name}.weight", (neurons, "hidden"), "matrix", when=when))
+    found.append(Parameter(f"{place}DenseReluDense.wo.weight", ("hidden", neurons), "matrix"))
     found.append(Parameter(f"{place}layer_norm.weight", ("hidden",), "norm"))
-    found.append(Parameter(TABLE.format(half=half), ("fixed", "head"), "vector"))
+    found.append(Parameter(TABLE.format(half=half), ("fixed", head), "vector"))
     found.append(Parameter(f"{half}.final_layer_norm.weight", ("hidden",), "norm"))
     return found
 
@@ -242,4 +250,5 @@ def t5_anatomy(model_type: str, architecture: str) -> Anatomy:
         halves=SourceAndTarget(encode, decode),
         decoder_prefix=DECODER,
         settle=settle,
+        default_tokens=DEFAULT_TOKENS,
     )
