@@ -145,6 +145,12 @@ class Operators:
         shape = (*self.shape(indices), *self.shape(table)[1:])
         return self._moved("GATHER", [table, indices], shape, options_type="GatherOptions", axis=0)
 
+    def picked(self, x: int, indices: int) -> int:
+        """Along the last axis of ``x`` ``[…, V]`` its elements at int32 ``indices``: ``[…, *indices]``."""
+        shape = (*self.shape(x)[:-1], *self.shape(indices))
+        axis = len(self.shape(x)) - 1
+        return self._moved("GATHER", [x, indices], shape, options_type="GatherOptions", axis=axis)
+
     def looked_up(self, table: int, indices: int) -> int:
         """Rows of ``table`` ``[V, W]``, quantised or not, at int32 ``indices`` ``[n]``: float32 ``[n, W]``."""
         shape = (*self.shape(indices), self.shape(table)[1])
