@@ -1,9 +1,10 @@
-"""An ONNX graph whose large constants lie in a file beside it, where ONNX Runtime maps them into memory."""
+"""ONNX graphs whose large constants lie in a file beside them, where ONNX Runtime maps them into memory."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,12 +24,16 @@ ALIGNMENT = 64
 
 
 class ExternalNodeWriter(NodeWriter):
-    """Collects nodes as its base does, declares inputs and outputs of any kind, and writes both files."""
+    """Collects nodes as its base does, declares inputs and outputs of any kind, and writes both files.
 
-    def __init__(self) -> None:
+    Args:
+        beside: another graph that will lie beside this one, sharing its large constants by name.
+    """
+
+    def __init__(self, beside: ExternalNodeWriter | None = None) -> None:
         super().__init__()
         self._inputs: list[onnx.ValueInfoProto] = []
-        self._large: dict[str, NDArray[Any]] = {}
+        self._large: dict[str, NDArray[Any]] = {} if beside is None else beside._large
 
     def declare_input(self, name: str, kind: int, shape: list[str | int]) -> None:
         """An input of the graph; ``kind`` is one of ``TensorProto``'s."""
@@ -62,49 +67,19 @@ class ExternalNodeWriter(NodeWriter):
         return name
 
     def write(self, path: Path, properties: dict[str, str]) -> None:
-        """Write the graph as ``path`` and its large constants as ``<path>.data``, whole or not at all.
+        """Write the graph as ``path`` and its large constants as ``<path>.data``; see :func:`write_graphs`."""
+        write_graphs(path, {path.name: (self, properties)})
 
-        Equal graphs give equal bytes.
-
-        Raises:
-            OutputError: the folder cannot be written.
-            StudentError: the program gave no output.
-        """
-        if not self.outputs:
-            raise StudentError("the forward pass declares no output, so there is nothing to export")
-        try:
-            with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-                data, draft = Path(folder, f"{path.name}.data"), Path(folder, path.name)
-                with data.open("wb") as file:
-                    large = self._write_large(file, data.name)
-                    _flush(file)
-                with draft.open("wb") as file:
-                    file.write(self._model(large, properties).SerializeToString(deterministic=True))
-                    _flush(file)
-                data.replace(path.with_name(data.name))
-                draft.replace(path)
-        except OSError as error:
-            raise OutputError(f"cannot write {str(path)!r}: {error}; choose a folder that can be written") from error
-
-    def _write_large(self, file: BinaryIO, location: str) -> list[onnx.TensorProto]:
+    def large_constants(self) -> dict[str, NDArray[Any]]:
+        """Those large constants, by name, that a node of this graph reads."""
         read = {name for node in self.nodes for name in node.input}
-        tensors = []
-        for name, array in self._large.items():
-            if name not in read:
-                continue
-            file.write(b"\0" * (-file.tell() % ALIGNMENT))
-            tensor = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
-            tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-            entries = {"location": location, "offset": str(file.tell()), "length": str(array.nbytes)}
-            for key, value in entries.items():
-                tensor.external_data.add(key=key, value=value)
-            array.tofile(file)
-            tensors.append(tensor)
-        return tensors
+        return {name: array for name, array in self._large.items() if name in read}
 
-    def _model(self, large: list[onnx.TensorProto], properties: dict[str, str]) -> onnx.ModelProto:
+    def external_model(self, places: Mapping[str, onnx.TensorProto], properties: dict[str, str]) -> onnx.ModelProto:
+        """The model; ``places`` tells by name where each large constant lies."""
         read = {name for node in self.nodes for name in node.input}
         small = [tensor for name, tensor in self._constants.items() if name in read]
+        large = [places[name] for name in self.large_constants()]
         graph = helper.make_graph(self.nodes, "edgescribe", self._inputs, self.outputs, small + large)
         model = helper.make_model(
             graph,
@@ -114,6 +89,47 @@ class ExternalNodeWriter(NodeWriter):
         )
         helper.set_model_props(model, properties)
         return model
+
+
+def write_graphs(path: Path, graphs: Mapping[str, tuple[ExternalNodeWriter, dict[str, str]]]) -> None:
+    """Write graphs, each with its properties, into ``path``'s folder by name, and large constants as ``<path>.data``.
+
+    All files whole or none; a constant that several graphs read is stored once. Equal graphs give equal bytes.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        StudentError: a program gave no output.
+    """
+    if not all(writer.outputs for writer, _ in graphs.values()):
+        raise StudentError("the forward pass declares no output, so there is nothing to export")
+    large = {name: array for writer, _ in graphs.values() for name, array in writer.large_constants().items()}
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+            data = Path(folder, f"{path.name}.data")
+            with data.open("wb") as file:
+                places = {name: _append(file, name, array, data.name) for name, array in large.items()}
+                _flush(file)
+            for name, (writer, properties) in graphs.items():
+                with Path(folder, name).open("wb") as file:
+                    file.write(writer.external_model(places, properties).SerializeToString(deterministic=True))
+                    _flush(file)
+            data.replace(path.with_name(data.name))
+            for name in sorted(graphs, key=path.name.__eq__):
+                Path(folder, name).replace(path.with_name(name))
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a folder that can be written") from error
+
+
+def _append(file: BinaryIO, name: str, array: NDArray[Any], location: str) -> onnx.TensorProto:
+    """Write an array at the file's end; the constant that says where it lies."""
+    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+    tensor = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
+    tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    entries = {"location": location, "offset": str(file.tell()), "length": str(array.nbytes)}
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    array.tofile(file)
+    return tensor
 
 
 def constant_arrays(model: onnx.ModelProto, folder: Path) -> dict[str, NDArray[Any]]:

@@ -14,31 +14,34 @@ The graph takes T tokens of one text and what its cache holds:
   be bound to the same memory: new keys and values are then written where they belong and nothing is copied;
 - ``logits`` float32 ``[1, wanted, V]``.
 
-Forms that were the fastest of those tried on ONNX Runtime 1.31: joined products for query, key and value and for gate
-and up, GroupQueryAttention with the rotary turn inside, SkipSimplifiedLayerNormalization, QuickGelu with alpha 1 as
-silu. Head widths that GroupQueryAttention refuses are padded with zeros before it and cut again behind it.
+Attention is GroupQueryAttention with the rotary turn inside, the fastest form of those tried on ONNX Runtime 1.31 (the
+others are told in :mod:`.onnx_decoder_layers`). Head widths that it refuses are padded with zeros before it and cut
+again behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ...errors import StudentError
-from ..decoder_graph import Attention, Norm, Rotary
-from ..graph import ActivationKind
+from ..decoder_graph import Attention, Rotary
 from ..quantized_weights import QuantizedWeights
 from .onnx_decoder_data import ExternalNodeWriter
+from .onnx_decoder_layers import Hidden, OnnxLayers, packed
 from .onnx_decoder_products import DecoderProducts
 from .onnx_nodes import CONTRIB
 
 SPARE = 1
 """Most spare rows."""
+
+SCORE_BIAS_AT = 10
+"""Which input of GroupQueryAttention is added to the scores."""
 
 INT8_STEP, CACHE_SCALES_AT = 16, 12
 INT8_CACHE: dict[str, Any] = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
@@ -56,45 +59,29 @@ class CacheScales:
     values: NDArray[np.float32]
 
 
-@dataclass
-class Joined:
-    """A product whose results lie side by side; ``cut`` holds them one by one once they were asked for so."""
-
-    name: str
-    widths: tuple[int, ...]
-    cut: list[str] | None = None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One result of a joined product."""
-
-    joined: Joined
-    index: int
-
-
-Hidden: TypeAlias = str | Piece
-"""A float32 tensor ``[1, T, W]``: its name, or a piece of a joined one."""
-
-
-class OnnxDecoderGraph:
+class OnnxDecoderGraph(OnnxLayers):
     """Implements :class:`~edgescribe.converters.decoder_graph.DecoderBuilder` by appending ONNX nodes.
 
     Args:
         weights: the numbers to store.
         context: the most tokens of a text; rotary positions are stored up to it.
         cache_scales: grids of the layers' caches in order; None keeps them in float32.
+        beside: another graph whose large constants this one shares.
 
     Raises:
         StudentError: an int8 cache for heads whose width is not a multiple of 16.
     """
 
     def __init__(
-        self, weights: QuantizedWeights, context: int, cache_scales: Sequence[CacheScales] | None = None
+        self,
+        weights: QuantizedWeights,
+        context: int,
+        cache_scales: Sequence[CacheScales] | None = None,
+        beside: ExternalNodeWriter | None = None,
     ) -> None:
-        self.weights, self.context, self.cache_scales = weights, context, cache_scales
-        self.writer = ExternalNodeWriter()
-        self.products = DecoderProducts(weights, self.writer)
+        writer = ExternalNodeWriter(beside)
+        super().__init__(weights, writer, DecoderProducts(weights, writer))
+        self.context, self.cache_scales = context, cache_scales
         self.cache_widths: dict[int, tuple[int, int]] = {}
         self.vocabulary = 0
         self._positions: str | None = None
@@ -107,16 +94,6 @@ class OnnxDecoderGraph:
         self.writer.declare_input("wanted_from", TensorProto.INT64, [1])
         if cache_scales is None:
             self.writer.declare_input("spare", TensorProto.INT64, [6])
-
-    def real(self, x: Hidden) -> str:
-        """The tensor's own name; a joined product is cut for it."""
-        if isinstance(x, str):
-            return x
-        joined = x.joined
-        if joined.cut is None:
-            sizes = self.writer.integers(*joined.widths)
-            joined.cut = self.writer.node_of("Split", [joined.name, sizes], len(joined.widths), axis=-1)
-        return joined.cut[x.index]
 
     # Inputs and outputs
     def token_ids(self) -> str:
@@ -148,87 +125,6 @@ class OnnxDecoderGraph:
             self._positions = node("Unsqueeze", [places, self.writer.integers(0)])
         return self._positions
 
-    def scale(self, x: Hidden, factor: float) -> str:
-        """See DecoderBuilder."""
-        return self.writer.node("Mul", [self.real(x), self.writer.constant(np.float32(factor))])
-
-    def mark_layer(self, x: Hidden, layer: int) -> None:
-        """See DecoderBuilder."""
-
-    # Layers
-    def linear(self, x: Hidden, weight: str, site: str, activation: ActivationKind | None = None) -> str:
-        """See DecoderBuilder."""
-        name = self.products.product(self.real(x), (weight,), site)
-        return name if activation is None else self._activation(name, activation)
-
-    def linears(self, x: Hidden, weights: tuple[str, ...], site: str) -> tuple[Hidden, ...]:
-        """See DecoderBuilder."""
-        if not self.products.can_join(weights):
-            return tuple(self.products.product(self.real(x), (name,), site) for name in weights)
-        heights = tuple(self.products.height(name) for name in weights)
-        joined = Joined(self.products.product(self.real(x), weights, site), heights)
-        return tuple(Piece(joined, index) for index in range(len(weights)))
-
-    def joined_linear(self, x: Hidden, weight: str, widths: tuple[int, ...], site: str) -> tuple[Hidden, ...]:
-        """See DecoderBuilder."""
-        joined = Joined(self.products.product(self.real(x), (weight,), site), widths)
-        return tuple(Piece(joined, index) for index in range(len(widths)))
-
-    def _activation(self, x: str, kind: ActivationKind) -> str:
-        node = self.writer.node
-        if kind == "silu":
-            return node("QuickGelu", [x], domain=CONTRIB, alpha=1.0)
-        if kind in ("gelu", "gelu_tanh"):
-            return node("Gelu", [x], approximate="tanh" if kind == "gelu_tanh" else "none")
-        return node({"relu": "Relu", "tanh": "Tanh"}[kind], [x])
-
-    def _norm_inputs(self, norm: Norm) -> list[str]:
-        gain = self._vector(f"{norm.name}.weight")
-        stored = [self.writer.stored(f"{norm.name}.weight", (gain + np.float32(norm.offset)).astype(np.float32))]
-        if norm.kind == "layer":
-            stored.append(self.writer.stored(f"{norm.name}.bias", self._vector(f"{norm.name}.bias")))
-        return stored
-
-    def _vector(self, name: str) -> NDArray[np.float32]:
-        vector = self.weights.vectors.get(name)
-        if vector is None:
-            raise StudentError(f"the weights hold no vector {name!r}; its name in the family's program is wrong")
-        return vector
-
-    def norm(self, x: Hidden, norm: Norm) -> str:
-        """See DecoderBuilder."""
-        operator = "SimplifiedLayerNormalization" if norm.kind == "rms" else "LayerNormalization"
-        return self.writer.node(operator, [self.real(x), *self._norm_inputs(norm)], axis=-1, epsilon=norm.eps)
-
-    def add_norm(self, x: Hidden, update: Hidden, norm: Norm) -> tuple[str, str]:
-        """See DecoderBuilder."""
-        operator = "SkipSimplifiedLayerNormalization" if norm.kind == "rms" else "SkipLayerNormalization"
-        inputs = [self.real(x), self.real(update), *self._norm_inputs(norm)]
-        normal, _, _, total = self.writer.node_keeping(
-            operator, inputs, (True, False, False, True), domain=CONTRIB, epsilon=norm.eps
-        )
-        return total, normal
-
-    def head_norm(self, x: Hidden, norm: Norm, heads: int) -> str:
-        """See DecoderBuilder."""
-        return self._joined_heads(self.norm(self._apart(self.real(x), heads), norm))
-
-    def _apart(self, x: str, heads: int) -> str:
-        """``[1, T, H * D]`` as ``[1, T, H, D]``."""
-        return self.writer.node("Reshape", [x, self.writer.integers(0, 0, heads, -1)])
-
-    def _joined_heads(self, x: str) -> str:
-        """``[1, T, H, D]`` as ``[1, T, H * D]``."""
-        return self.writer.node("Reshape", [x, self.writer.integers(0, 0, -1)])
-
-    def gate(self, gate: Hidden, up: Hidden, kind: ActivationKind) -> str:
-        """See DecoderBuilder."""
-        return self.writer.node("Mul", [self._activation(self.real(gate), kind), self.real(up)])
-
-    def add(self, a: Hidden, b: Hidden) -> str:
-        """See DecoderBuilder."""
-        return self.writer.node("Add", [self.real(a), self.real(b)])
-
     # Attention
     def attention(self, query: Hidden, key: Hidden, value: Hidden, layer: int, attention: Attention) -> str:
         """See DecoderBuilder."""
@@ -236,9 +132,9 @@ class OnnxDecoderGraph:
         padded = -(-width // WIDTH_STEP) * WIDTH_STEP
         inside = rotary is not None and width % ROTARY_STEP == 0
         parts = (query, key, value)
-        packed = padded == width and (inside or rotary is None) and self._packed(parts)
-        if packed:
-            inputs = [self._with_spare(packed), "", ""]
+        whole = padded == width and (inside or rotary is None) and packed(parts)
+        if whole:
+            inputs = [self._with_spare(whole), "", ""]
         else:
             heads = (attention.heads, attention.kv_heads, attention.kv_heads)
             inputs = [self.real(part) for part in parts]
@@ -250,6 +146,9 @@ class OnnxDecoderGraph:
         inputs += [f"past.{layer}.key", f"past.{layer}.value", "last", "total"]
         if rotary is not None and inside:
             inputs += self._rotation(rotary)
+        bias = self._score_bias(attention)
+        if bias is not None:
+            inputs += [""] * (SCORE_BIAS_AT - len(inputs)) + [bias]
         scales = self._cache_grid(layer, attention)
         if scales:
             inputs += [""] * (CACHE_SCALES_AT - len(inputs)) + scales
@@ -262,6 +161,10 @@ class OnnxDecoderGraph:
         self._declare_cache(layer, attention.kv_heads, padded)
         context = self._without_spare(outputs[0])
         return context if padded == width else self._cut(context, attention.heads, width)
+
+    def _score_bias(self, attention: Attention) -> str | None:
+        """What is added to the scores of the rows with the spare ones, ``[1, H, T, total]``; None: nothing."""
+        return None
 
     def _cache_grid(self, layer: int, attention: Attention) -> list[str]:
         """The scales of the layer's keys and values, each stored as ``[K, 1, D]``; none for a float32 cache."""
@@ -291,18 +194,6 @@ class OnnxDecoderGraph:
         first, axis = self.writer.integers(0), self.writer.integers(1)
         return self.writer.node("Slice", [x, first, self._tokens, axis])
 
-    @staticmethod
-    def _packed(parts: tuple[Hidden, ...]) -> str | None:
-        """The joined product that consists of just these parts in this order."""
-        joined = parts[0].joined if isinstance(parts[0], Piece) else None
-        if joined is None or len(joined.widths) != len(parts):
-            return None
-        in_order = all(
-            isinstance(part, Piece) and part.joined is joined and part.index == index
-            for index, part in enumerate(parts)
-        )
-        return joined.name if in_order else None
-
     def _declare_cache(self, layer: int, heads: int, width: int) -> None:
         self.cache_widths[layer] = heads, width
         shape: list[str | int] = [1, heads, "capacity", width]
@@ -327,14 +218,6 @@ class OnnxDecoderGraph:
     def _turned(self, x: str, rotary: Rotary, heads: int) -> str:
         ids = self.writer.node("Cast", [self._position_ids()], to=TensorProto.INT64)
         return self.writer.node("RotaryEmbedding", [x, *self._rotation(rotary), ids], num_heads=heads)
-
-    def _padded(self, x: str, heads: int, more: int) -> str:
-        amounts = self.writer.integers(0, 0, 0, 0, 0, 0, 0, more)
-        return self._joined_heads(self.writer.node("Pad", [self._apart(x, heads), amounts]))
-
-    def _cut(self, x: str, heads: int, width: int) -> str:
-        first, end, axis = (self.writer.integers(number) for number in (0, width, 3))
-        return self._joined_heads(self.writer.node("Slice", [self._apart(x, heads), first, end, axis]))
 
     # Reading out
     def wanted_tokens(self, x: Hidden) -> str:
