@@ -34,6 +34,32 @@ def read_generation(folder: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
+FIELDS = (
+    *ID_FIELDS,
+    "do_sample",
+    "early_stopping",
+    "length_penalty",
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "repetition_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+)
+"""What older checkpoints say in ``config.json`` of how they are run."""
+
+
+def generation_of(generation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A summariser's defaults: those of ``generation_config.json``, where there is none those of ``config.json``."""
+    if generation:
+        return dict(generation)
+    return {field: config[field] for field in FIELDS if config.get(field) is not None}
+
+
 def eos_ids(generation: Mapping[str, Any], config: Mapping[str, Any], token: int | None) -> tuple[int, ...]:
     """The tokens that end a text: of the generation defaults, else of ``config.json``, else the tokenizer's ``token``.
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from ..errors import StudentError
 from .anatomy import Anatomy, Parameter, Shape, Task, anatomy_of
-from .generation_defaults import check_generation, read_generation
+from .generation_defaults import check_generation, generation_of, read_generation
 from .gguf_files import SUFFIX, gguf_in, read_gguf
 from .json_files import read_object
 from .stored_student import StoredStudent
@@ -94,8 +94,9 @@ def _read(
     if task in WRITING_TASKS:
         check_generation(path, config, shape.vocabulary)
         check_generation(packed or folder / "generation_config.json", stored.generation, shape.vocabulary)
-    longest = shape.positions - shape.position_offset
-    limit = _number(stored.tokenizer_config, "model_max_length", longest)
+    generation = stored.generation if task in WRITING_TASKS else {}
+    if task == "summarize":
+        generation = generation_of(generation, config)
     student = Student(
         config=config,
         state=kept,
@@ -103,11 +104,11 @@ def _read(
         tokenizer_config=stored.tokenizer_config,
         task=task,
         labels=names,
-        max_tokens=int(min(longest, limit)) if limit > 1 else longest,
+        max_tokens=_max_tokens(anatomy, shape, stored.tokenizer_config),
         pad_id=0,
         source=source,
         sha256=stored.sha256,
-        generation=stored.generation if task in WRITING_TASKS else {},
+        generation=generation,
         chat_template=stored.chat_template if task == "generate" else None,
     )
     return replace(student, pad_id=_pad_id(path, student))
@@ -171,6 +172,15 @@ def _number(content: Mapping[str, Any], field: str, default: float) -> float:
     return value if good else default
 
 
+def _max_tokens(anatomy: Anatomy, shape: Shape, tokenizer_config: Mapping[str, Any]) -> int:
+    """The longest input: as many tokens as have positions, fewer where the tokenizer's configuration says so."""
+    longest = shape.positions - shape.position_offset
+    limit = _number(tokenizer_config, "model_max_length", LARGEST)
+    if not 1 < limit < LARGEST:
+        limit = anatomy.default_tokens or longest
+    return int(min(longest, limit))
+
+
 def _known_labels(path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The checkpoint's labels in the order of its logits; transformers' own names where it has none."""
     known = config.get("id2label")
@@ -210,7 +220,10 @@ def _shape(path: Path, anatomy: Anatomy, config: Mapping[str, Any]) -> Shape:
         raise StudentError(f"{path} lacks {error}, which the family {anatomy.model_type} needs") from error
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise StudentError(f"{path} is not a configuration of the family {anatomy.model_type}: {error}") from error
-    sizes = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "neurons", "vocabulary", "positions")}
+    names = ["layers", "hidden", "heads", "neurons", "vocabulary", "positions"]
+    if anatomy.kind == "encoder-decoder":
+        names += ["decoder_layers", "decoder_heads", "decoder_neurons"]
+    sizes = {name: getattr(shape, name) for name in names}
     for name, size in {**sizes, "embedding": shape.embedding}.items():
         if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST:
             field = anatomy.config_fields.get(name, name)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from ..errors import StudentError
 from .json_files import read_object
+from .marian_tokenizers import is_marian, read_marian
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that ``tokenizer_config.json`` names, or in older checkpoints ``special_tokens_map.json``."""
@@ -36,7 +37,7 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
         except Exception as error:
             raise StudentError(f"{path} is not a tokenizer that can be read: {error}") from error
     else:
-        tokenizer = _converted(folder)
+        tokenizer = read_marian(folder, config) if is_marian(folder) else _converted(folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer, config

@@ -91,6 +91,9 @@ def settle(config: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, Any
 
     The original T5 multiplies what enters a head by ``d_model ** -0.5``, version 1.1, FLAN-T5 and mT5 do not;
     old configurations tell them by ``tie_word_embeddings``.
+
+    Raises:
+        StudentError: encoder or decoder has embeddings of its own.
     """
     config, state = dict(config), dict(state)
     scales = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
@@ -99,7 +102,10 @@ def settle(config: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, Any
     head = state.get(HEAD)
     if table is not None:
         state["shared.weight"] = table
-    tied = head is None or (table is not None and head.shape == table.shape and torch.equal(head, table))
+        for name in COPIES:
+            if name in state and not _equal(state[name], table):
+                raise StudentError(f"the weights have {name} apart from shared.weight; halves with one table are served")
+    tied = head is None or (table is not None and _equal(head, table))
     config["tie_word_embeddings"] = tied
     for name in (*COPIES, HEAD) if tied else COPIES:
         state.pop(name, None)
@@ -108,6 +114,14 @@ def settle(config: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, Any
 
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 """Names under which checkpoints hold the shared table once more."""
+
+
+IGNORED = (r"decoder\.block\.\d+\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
+"""In the original checkpoints; attention to the source has no use for it."""
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _is_gated(shape: Shape) -> bool:
@@ -250,5 +264,6 @@ def t5_anatomy(model_type: str, architecture: str) -> Anatomy:
         halves=SourceAndTarget(encode, decode),
         decoder_prefix=DECODER,
         settle=settle,
+        ignored=IGNORED,
         default_tokens=DEFAULT_TOKENS,
     )
