@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import BundleError
 from .artifact_file import check_artifact_file
@@ -49,28 +50,51 @@ def read_decoder_file(path: Path) -> DecoderFile:
     Raises:
         BundleError: the file, or its ``.bin``, is missing, damaged or not a decoder's.
     """
+    properties = read_properties(path, KIND)
+    try:
+        total = sum(file.stat().st_size for file in (path, path.with_suffix(".bin")))
+    except OSError as error:
+        raise BundleError(f"{error.filename} cannot be read: {error.strerror}; copy the bundle anew") from error
+    return DecoderFile(file_bytes=total, **sizes_of(DecoderFile, properties, path))
+
+
+def read_properties(path: Path, kind: str) -> dict[str, str]:
+    """What an ``.xml`` file of a ``kind`` says of itself, by name.
+
+    Raises:
+        BundleError: it is missing, damaged or of another kind.
+    """
     check_artifact_file(path, ".xml", "OpenVINO")
     try:
         content = path.read_text(encoding="utf-8")
-        stored = path.with_suffix(".bin").stat().st_size
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not an OpenVINO model: {error}; copy the bundle anew") from error
     except OSError as error:
         raise BundleError(f"{error.filename} cannot be read: {error.strerror}; copy the bundle anew") from error
     found = _PROPERTIES.search(content)
+    what = kind.removeprefix("edgescribe ").rsplit(" ", 1)[0]
     if "<net" not in content[:1024] or found is None:
-        raise BundleError(f"{path} is not a decoder's OpenVINO model, or it is damaged; copy the bundle anew")
+        raise BundleError(f"{path} is not a {what}'s OpenVINO model, or it is damaged; copy the bundle anew")
     properties = dict(_PROPERTY.findall(found[1]))
-    if properties.get("kind") != KIND:
-        raise BundleError(f"{path} is not a decoder made by this version of edgescribe: export it anew")
+    if properties.get("kind") != kind:
+        raise BundleError(f"{path} is no {what} made by this version of edgescribe: export it anew")
+    return properties
+
+
+def sizes_of(file: type[DecoderFile], properties: dict[str, str], path: Path) -> dict[str, Any]:
+    """The arguments of ``file`` but ``file_bytes``, from what a file says of itself.
+
+    Raises:
+        BundleError: one is missing, or is no number above 0.
+    """
     try:
-        sizes = {name: int(properties[name]) for name in DecoderFile.__dataclass_fields__ if name not in _ELSEWHERE}
+        sizes = {name: int(properties[name]) for name in file.__dataclass_fields__ if name not in _ELSEWHERE}
         precision = properties["precision"]
     except (KeyError, ValueError) as error:
         raise BundleError(f"{path} does not tell its sizes ({error!r}): it is damaged, copy the bundle anew") from error
     if min(sizes.values()) < 1:
         raise BundleError(f"{path} gives itself a size below 1: it is damaged, copy the bundle anew")
-    return DecoderFile(precision=precision, file_bytes=len(content.encode()) + stored, **sizes)
+    return {"precision": precision, **sizes}
 
 
 _ELSEWHERE = ("precision", "file_bytes")

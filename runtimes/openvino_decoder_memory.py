@@ -21,13 +21,18 @@ _WIDENED = {"w8a8-dynamic": 4.0, "w4a8-dynamic": 32 / 4.5}
 
 def memory_of(file: DecoderFile, context: int, chunk: int, most_verified: int, widened: bool) -> DecoderMemory:
     """The prediction, in bytes; ``widened``: integer weights run as float32 (:func:`widens_weights`)."""
-    packed = 1.25 if file.precision == "w4a8-dynamic" else 1.0  # scales of int4 become float32
-    weights = int(file.file_bytes * (_WIDENED.get(file.precision, 1.0) if widened else packed))
+    weights = resident_weights(file, widened)
     widest = max(4 * file.hidden, 3 * file.neurons + 2 * file.hidden)
     floats = 4 * (chunk * widest + 2 * file.vocabulary) + 2 * most_verified * file.vocabulary
     # Keys turned round for the products of several tokens come on top of the cache.
     cache = context * file.token_bytes * 5 // 4
     return DecoderMemory(weights=weights, cache=cache, scratch=4 * floats + file.layers * LAYER, engine=ENGINE)
+
+
+def resident_weights(file: DecoderFile, widened: bool) -> int:
+    """What of that are weights, packed as the engine runs them."""
+    packed = 1.25 if file.precision == "w4a8-dynamic" else 1.0  # scales of int4 become float32
+    return int(file.file_bytes * (_WIDENED.get(file.precision, 1.0) if widened else packed))
 
 
 def widens_weights(root: Path = Path("/")) -> bool:

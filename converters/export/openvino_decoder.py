@@ -111,7 +111,15 @@ def read_back(path: Path) -> OpenVinoDecoderContents:
     Raises:
         BundleError: the file is not a readable OpenVINO model of a decoder.
     """
-    model = _read(path)
+    return contents_of(read_model(path), path)
+
+
+def contents_of(model: ov.Model, path: Path) -> OpenVinoDecoderContents:
+    """As :func:`read_back` of a model that was read from ``path``.
+
+    Raises:
+        BundleError: it is not a decoder's.
+    """
     try:
         properties = {key: str(value) for key, value in model.get_rt_info(["edgescribe"]).value.items()}
     except RuntimeError as error:
@@ -142,10 +150,24 @@ def kernel_report(path: Path) -> list[DecoderKernel]:
     Raises:
         BundleError: the file is not a readable OpenVINO model.
     """
-    compiled = ov.Core().compile_model(_read(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    one = np.zeros((1, 1), np.int32)
-    # Kernels of a model with free dimensions are chosen when it first runs.
-    compiled({"input_ids": one, "position_ids": one, "wanted": one[0], "beam_idx": one[0]})
+    return kernels_of(read_model(path))
+
+
+def kernels_of(model: ov.Model) -> list[DecoderKernel]:
+    """As :func:`kernel_report` of a model that was read."""
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    # Kernels of a model with free dimensions are chosen when it first runs: of one token, the first of its text.
+    least = {"source_length": 1}
+    compiled(
+        {
+            port.get_any_name(): np.full(
+                [1 if size.is_dynamic else size.get_length() for size in port.get_partial_shape()],
+                least.get(port.get_any_name(), 0),
+                np.float32 if port.get_element_type() == ov.Type.f32 else np.int32,
+            )
+            for port in compiled.inputs
+        }
+    )
     report = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
@@ -159,8 +181,13 @@ def kernel_report(path: Path) -> list[DecoderKernel]:
     return report
 
 
-def _read(path: Path) -> ov.Model:
+def read_model(path: Path, stored: Path | None = None) -> ov.Model:
+    """The model of an ``.xml`` file with its weights, which are in ``stored`` or in the ``.bin`` of its name.
+
+    Raises:
+        BundleError: it is not a readable OpenVINO model.
+    """
     try:
-        return ov.Core().read_model(path)
+        return ov.Core().read_model(path) if stored is None else ov.Core().read_model(path, stored)
     except RuntimeError as error:
         raise BundleError(f"{str(path)!r} is not an OpenVINO model that can be read: {error}") from error

@@ -1,0 +1,116 @@
+"""What a session of an encoder-decoder in OpenVINO holds: the source that was read, and the target's cache."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError
+from .openvino_decoder_caches import GrowingCache
+from .openvino_encoder_decoder_file import EncoderDecoderFile
+
+ROWS = 32
+"""A source is padded to a multiple of so many tokens, since the engine keeps kernels for each number of rows."""
+
+
+class Source:
+    """Keys and values of one source for every layer of the decoder, in the memory of a request of the encoder.
+
+    Forks share one, from several threads.
+    """
+
+    def __init__(self, module: Any, compiled: Any) -> None:
+        self._module = module
+        self._request: Any = compiled.create_infer_request()
+        self._sessions = 1
+        self._lock = threading.Lock()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is another session's too."""
+        return self._sessions > 1
+
+    def shared(self) -> Source:
+        """The same, counted as one more session's."""
+        with self._lock:
+            self._sessions += 1
+        return self
+
+    def leave(self) -> None:
+        """Count it as one session's less."""
+        with self._lock:
+            self._sessions -= 1
+
+    def read(self, tokens: NDArray[np.int32]) -> dict[str, Any]:
+        """Compute them for ``tokens``; the engine's tensors by name, float32 ``[H, 1, S, D]``.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        ids = np.zeros((1, -(-len(tokens) // ROWS) * ROWS), np.int32)
+        ids[0, : len(tokens)] = tokens
+        self._request.set_tensor("source_ids", self._module.Tensor(ids))
+        self._request.set_tensor("source_length", self._module.Tensor(np.array([len(tokens)], np.int32)))
+        try:
+            self._request.infer()
+        except RuntimeError as error:
+            lines = str(error).strip().splitlines() or ["RuntimeError"]
+            raise EngineError(f"OpenVINO failed while reading the source: {lines[-1].strip()}") from error
+        names = [port.get_any_name() for port in self._request.model_outputs]
+        return {name: self._request.get_tensor(name) for name in names}
+
+
+class TargetCache(GrowingCache):
+    """State variables of the engine for the target, and the source's keys and values as inputs bound to them.
+
+    One token is attended for by another kernel than several only where nothing is before them, and with several
+    threads a head may be divided among them by how much there is: :attr:`can_be_alike` where neither happens.
+    """
+
+    def __init__(self, module: Any, compiled: Any, file: EncoderDecoderFile, threads: int) -> None:
+        super().__init__(module, compiled, file)
+        self.can_be_alike = file.cache_heads % threads == 0
+        self._id, self._place = np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int32)
+        one = np.zeros(1, np.int32)
+        self._of_one = {
+            name: module.Tensor(array, shared_memory=True)
+            for name, array in (("input_ids", self._id), ("position_ids", self._place), ("wanted", one))
+        }
+        self._kept.append(one)
+
+    def bind_source(self, tensors: dict[str, Any]) -> None:
+        """Attend to another source from now on."""
+        for name, tensor in tensors.items():
+            self._request.set_tensor(name, tensor)
+
+    def run(self, tokens: NDArray[np.int32], start: int, wanted: int, alike: bool) -> NDArray[np.float32]:
+        """See DecoderCache."""
+        if alike and start == 0 and wanted == len(tokens) > 1:
+            first = self.run(tokens[:1], 0, 1, alike)
+            return np.concatenate([first, self.run(tokens[1:], 1, wanted - 1, alike)])
+        if len(tokens) > 1 or wanted == 0:
+            return super().run(tokens, start, wanted, alike)
+        if self._held != start:
+            self._keep(start)
+        self._id[0, 0], self._place[0, 0] = tokens[0], start
+        for name, tensor in self._of_one.items():
+            self._request.set_tensor(name, tensor)
+        self._held = -1
+        logits = self._infer(1).copy()
+        self._held = start + 1
+        return logits
+
+    def take(self, other: TargetCache, length: int) -> None:
+        """Copy what ``other`` holds of its first ``length`` tokens, within the engine."""
+        if not length:
+            self._keep(0)
+            return
+        if other._held != length:
+            other._keep(length)
+        theirs = {state.name: state for state in other._request.query_state()}
+        for state in self._request.query_state():
+            state.state = theirs[state.name].state
+        self._held = length
