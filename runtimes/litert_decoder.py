@@ -33,13 +33,14 @@ from .litert_decoder_model import UNRELATED, DecoderModel, packed_weights
 from .threads import thread_count
 
 
-class LiteRtDecoderSession(CheckedDecoder):
-    """A decoder opened in LiteRT; see :class:`~edgescribe.runtimes.decoder_contract.DecoderSession`."""
+class OnDecoderModel(CheckedDecoder):
+    """What sessions on a :class:`~edgescribe.runtimes.litert_decoder_model.DecoderModel` have in common."""
 
     verifies_alike = True
+    _model: DecoderModel
 
-    def __init__(self, model: DecoderModel, effective: Effective) -> None:
-        super().__init__()
+    def _join(self, model: DecoderModel, effective: Effective) -> None:
+        """Become one of the model's sessions."""
         file = model.file
         self._model, self.context, self.effective = model, model.context, effective
         self.vocabulary = file.vocabulary
@@ -71,11 +72,19 @@ class LiteRtDecoderSession(CheckedDecoder):
                 raise InputError(f"the saved cache is not one of {file.path.name}: it needs {name!r}, float32 {shape}")
         self._model.write(self._caches, arrays, length)
 
-    def _forked(self) -> CheckedDecoder:
-        return LiteRtDecoderSession(self._model, self.effective)
-
     def _free(self) -> None:
         self._leave()
+
+
+class LiteRtDecoderSession(OnDecoderModel):
+    """A decoder opened in LiteRT; see :class:`~edgescribe.runtimes.decoder_contract.DecoderSession`."""
+
+    def __init__(self, model: DecoderModel, effective: Effective) -> None:
+        super().__init__()
+        self._join(model, effective)
+
+    def _forked(self) -> CheckedDecoder:
+        return LiteRtDecoderSession(self._model, self.effective)
 
 
 class LiteRtDecoderRuntime:
@@ -88,25 +97,13 @@ class LiteRtDecoderRuntime:
 
         ``options.spinning`` changes nothing: LiteRT's threads decide that themselves.
         """
-        threads = thread_count(options.threads)
-        found = engine()
-        if found.package == FALLBACK:
-            raise EngineError(
-                f"tflite_runtime {found.version} computes dynamically quantised weights as zeros and has no int4, "
-                "so no decoder is opened with it: install ai-edge-litert with pip install 'edgescribe[litert]'"
-            )
-        if options.device != "cpu":
-            raise EngineError(
-                f"the runtime litert has no device {options.device!r}: {found.package} runs on the CPU here; "
-                "ask for device 'cpu', or take the runtime openvino for an NPU"
-            )
+        effective = effective_engine(options)
         file = read_decoder_file(artifact)
         context = checked_context(options.context, file.context, artifact)
         check_memory(memory_of(file, context), options.memory_limit, context, artifact)
-        module = _compiled_model(found.version)
-        effective = Effective(NAME, found.package, found.version, "cpu", "XNNPACK", "float32", threads)
-        with packed_weights(options.cache_dir, artifact, found.version) as packed:
-            model = DecoderModel(module, file, context, threads, packed)
+        module = compiled_model(effective.engine_version)
+        with packed_weights(options.cache_dir, artifact, effective.engine_version) as packed:
+            model = DecoderModel(module, file, context, effective.threads, packed)
             session = LiteRtDecoderSession(model, effective)
             try:
                 with without_info_lines(*UNRELATED):  # the engine packs weights and announces it in the first run
@@ -129,7 +126,34 @@ class LiteRtDecoderRuntime:
 DECODER = LiteRtDecoderRuntime()
 
 
-def _compiled_model(version: str) -> Any:
+def effective_engine(options: DecoderOptions) -> Effective:
+    """What will run an artifact.
+
+    Raises:
+        MissingExtraError: LiteRT is not installed.
+        EngineError: only its predecessor is, or a device other than the CPU was asked for.
+    """
+    threads = thread_count(options.threads)
+    found = engine()
+    if found.package == FALLBACK:
+        raise EngineError(
+            f"tflite_runtime {found.version} computes dynamically quantised weights as zeros and has no int4, "
+            "so no decoder is opened with it: install ai-edge-litert with pip install 'edgescribe[litert]'"
+        )
+    if options.device != "cpu":
+        raise EngineError(
+            f"the runtime litert has no device {options.device!r}: {found.package} runs on the CPU here; "
+            "ask for device 'cpu', or take the runtime openvino for an NPU"
+        )
+    return Effective(NAME, found.package, found.version, "cpu", "XNNPACK", "float32", threads)
+
+
+def compiled_model(version: str) -> Any:
+    """The engine's module that runs decoders.
+
+    Raises:
+        EngineError: there is none, or it cannot be imported.
+    """
     try:
         return importlib.import_module("ai_edge_litert.compiled_model")
     except (ImportError, AttributeError, OSError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class DecoderFile:
     caches: dict[str, tuple[int, ...]]
     sizes: tuple[int, ...]
     last_only: frozenset[int]
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Names of inputs and outputs that are in a session's own buffers."""
+        return frozenset(self.caches)
 
     def signature(self, size: int) -> str:
         """Name of the signature that appends so many tokens."""
@@ -94,6 +100,10 @@ def _cheapest(left: int, sizes: tuple[int, ...]) -> tuple[float, int]:
     return best
 
 
+Tensors = Mapping[str, tuple[int, tuple[int, ...]]]
+"""The schema's type number and the shape by name."""
+
+
 def read_decoder_file(path: Path) -> DecoderFile:
     """Look through an artifact.
 
@@ -101,9 +111,18 @@ def read_decoder_file(path: Path) -> DecoderFile:
         BundleError: it is not a .tflite, damaged, or not a decoder of this runtime.
     """
     check_artifact_file(path, ".tflite", "LiteRT")
+    return decoder_of(path, read_signatures(path), {})
+
+
+def decoder_of(path: Path, signatures: Mapping[str, TfliteSignature], source: Tensors) -> DecoderFile:
+    """What a file's signatures tell of its decoder, which takes ``source`` beside what decoders take.
+
+    Raises:
+        BundleError: it has none, or one that takes or gives something else.
+    """
     found: dict[int, TfliteSignature] = {}
     contexts = set()
-    for key, signature in read_signatures(path).items():
+    for key, signature in signatures.items():
         if match := _SIGNATURE.fullmatch(key):
             found[int(match[1])] = signature
             contexts.add(int(match[2]))
@@ -112,10 +131,9 @@ def read_decoder_file(path: Path) -> DecoderFile:
             f"{path} is not a decoder for LiteRT: it has no signature decode_1_of_<context>; make the bundle anew"
         )
     caches = {name: shape for name, (_, shape) in found[1].inputs.items() if _CACHE.fullmatch(name)}
-    room = found[1].inputs.get("mask", (FLOAT32, (0,)))[1][-1:]
     vocabulary = found[1].outputs.get("logits", (FLOAT32, (0,)))[1][-1:]
     for tokens, signature in found.items():
-        if not _is_whole(tokens, signature, caches, room, vocabulary):
+        if not _is_whole(tokens, signature, caches, vocabulary, source):
             raise BundleError(
                 f"{path}: its signature for {tokens} tokens does not take and give what a decoder's does; "
                 "make the bundle anew"
@@ -127,24 +145,27 @@ def read_decoder_file(path: Path) -> DecoderFile:
 def _is_whole(
     tokens: int,
     signature: TfliteSignature,
-    caches: dict[str, tuple[int, ...]],
-    room: tuple[int, ...],
+    caches: Mapping[str, tuple[int, ...]],
     vocabulary: tuple[int, ...],
+    source: Tensors,
 ) -> bool:
-    """Whether a signature takes and gives what is expected; ``room`` and ``vocabulary`` are sizes, if there are any."""
+    """Whether a signature takes and gives what is expected; ``vocabulary`` is its size, if there is one."""
+    rooms = {shape[room_axis(name)] for name, shape in caches.items() if len(shape) == 4}
+    if len(rooms) != 1 or len(vocabulary) != 1 or any(len(shape) != 4 for shape in caches.values()):
+        return False
+    (room,) = rooms
     held = {name: (FLOAT32, shape) for name, shape in caches.items()}
-    last = "last" in signature.inputs
-    small = {
-        "tokens": (INT32, (tokens,)),
+    always: Tensors = {"tokens": (INT32, (tokens,)), "key_start": (INT32, (4,)), "value_start": (INT32, (4,)), **source}
+    perhaps: Tensors = {
         "positions": (INT32, (tokens,)),
-        "mask": (FLOAT32, (1, 1, tokens, *room)),
-        "key_start": (INT32, (4,)),
-        "value_start": (INT32, (4,)),
-        **({"last": (INT32, (1,))} if last else {}),
+        "last": (INT32, (1,)),
+        "mask": (FLOAT32, (1, 1, tokens, room)),
+        **({"distances": (INT32, (tokens, room))} if source else {}),
     }
-    fits = all(len(shape) == 4 and shape[room_axis(name)] == room[0] for name, shape in caches.items() if room)
-    results = {"logits": (FLOAT32, (1 if last else tokens, *vocabulary)), **held}
-    return fits and bool(held) and signature.inputs == {**small, **held} and signature.outputs == results
+    present = {name: tensor for name, tensor in perhaps.items() if name in signature.inputs}
+    masked = len({"mask", "distances"} & present.keys()) == 1
+    results = {"logits": (FLOAT32, (1 if "last" in present else tokens, *vocabulary)), **held}
+    return masked and signature.inputs == {**always, **present, **held} and signature.outputs == results
 
 
 _LIBRARIES = 48 << 20

@@ -36,7 +36,7 @@ back it would grow to twice its content."""
 SPARE_DISK = 32 << 20
 """Bytes of disk that writing packed weights leaves free, at least."""
 
-_HIDDEN = np.float32(-1e9)
+HIDDEN = np.float32(-1e9)
 """Added to the scores of what a token must not see: its exponential is exactly 0 in float32."""
 
 UNRELATED = (
@@ -54,6 +54,10 @@ class Caches:
     def __init__(self) -> None:
         self.room = 0
         self.buffers: dict[str, Any] = {}
+
+    def bound(self) -> dict[str, Any]:
+        """The buffers that a run reads and writes."""
+        return self.buffers
 
     def free(self) -> None:
         """Give the memory back."""
@@ -84,7 +88,7 @@ class DecoderModel:
         self._most = room_for(context)
         self._mapped: list[tuple[int, int]] = []
         self._visible = np.zeros(2 * self._most, np.float32)
-        self._visible[self._most :] = _HIDDEN
+        self._visible[self._most :] = HIDDEN
         drop_native_lines_at_exit()
         with self._calling("refuses"):
             # Else the engine loads what libraries for GPUs and NPUs it finds beside itself.
@@ -101,7 +105,8 @@ class DecoderModel:
             self._compiled = module.CompiledModel.from_file(str(file.path), environment=environment, options=options)
             names = self._compiled.get_signature_list()
             self._signatures = {
-                size: _Signature(self._compiled, file, size, names[file.signature(size)]) for size in file.sizes
+                size: Signature(self._compiled, key, names[key], file.kept)
+                for size, key in ((size, file.signature(size)) for size in file.sizes)
             }
 
     @contextlib.contextmanager
@@ -137,8 +142,11 @@ class DecoderModel:
             if self._sessions == 0:
                 self._mapped = []
                 with without_info_lines(*UNRELATED):
-                    self._signatures.clear()
-                    self._compiled = None
+                    self._close()
+
+    def _close(self) -> None:
+        self._signatures.clear()
+        self._compiled = None
 
     def run(
         self, caches: Caches, tokens: NDArray[np.int32], start: int, every: bool, last: bool
@@ -159,7 +167,8 @@ class DecoderModel:
                 signature = self._signatures[size]
                 self._make_room(caches, signature, start, size)
                 feeds = self._feeds(tokens[:taken], start, size, caches.room)
-                return taken, signature.run(caches, feeds, taken, wanted)
+                signature.run(caches.bound(), feeds)
+                return taken, self._logits(signature, size, taken, wanted)
             except (RuntimeError, ValueError) as error:
                 raise self._failed("failed to run", error) from error
 
@@ -177,19 +186,33 @@ class DecoderModel:
             "last": np.array([len(tokens) - 1], np.int32),
         }
 
-    def _make_room(self, caches: Caches, signature: _Signature, start: int, size: int) -> None:
+    def _logits(self, signature: Signature, size: int, count: int, wanted: int) -> NDArray[np.float32] | None:
+        """Of a run of ``count`` tokens and filling: the logits of the last ``wanted``."""
+        if not wanted:
+            return None
+        rows = 1 if size in self.file.last_only else count
+        logits: NDArray[np.float32] = signature.results["logits"].read(rows * self.file.vocabulary, np.float32)
+        logits = logits.reshape(rows, self.file.vocabulary)
+        return logits if wanted == rows else logits[rows - wanted :].copy()
+
+    def _make_room(self, caches: Caches, signature: Signature, start: int, size: int) -> None:
         """Give the session's caches and the signature the same room, enough for what is to be appended."""
         room = room_for(start + size)
         if start or self._sessions > 1:
             # Sessions that take turns would resize the signatures back and forth: all take the largest room.
             room = max(room, caches.room, signature.room)
-        if room != signature.room:
-            with without_info_lines(*UNRELATED):
-                signature.resize(room)
+        self._fit(caches, signature, size, room)
         if room != caches.room:
             self._replace(caches, signature, lambda name: self._read(caches, name, min(start, caches.room)))
 
-    def _replace(self, caches: Caches, signature: _Signature, content: Callable[[str], NDArray[np.generic]]) -> None:
+    def _fit(self, caches: Caches, signature: Signature, size: int, room: int) -> None:
+        """Have a signature work on caches of this room."""
+        if room != signature.room:
+            with without_info_lines(*UNRELATED):
+                signature.resize({"mask": (1, 1, size, room), **self.file.cache_shapes(room)})
+            signature.room = room
+
+    def _replace(self, caches: Caches, signature: Signature, content: Callable[[str], NDArray[np.generic]]) -> None:
         """New buffers for a session, with the signature's room: ``content`` of each in front, zero behind.
 
         One after the other, so that little is held twice. What the mask hides must be finite.
@@ -236,54 +259,55 @@ class DecoderModel:
         """
         with self._lock, self._calling("cannot write the KV cache of"):
             signature = self._signatures[1]
-            signature.resize(max(room_for(length + 1), signature.room))
+            self._fit(caches, signature, 1, max(room_for(length + 1), signature.room))
             self._replace(caches, signature, arrays.__getitem__)
 
 
-class _Signature:
-    """A signature with buffers for its small inputs and its logits."""
+class Signature:
+    """A signature with buffers for its small inputs and its results.
 
-    def __init__(self, compiled: Any, file: DecoderFile, size: int, names: dict[str, list[str]]) -> None:
-        self._compiled, self._file, self._size = compiled, file, size
-        self._key = file.signature(size)
-        self._index = compiled.get_signature_index(self._key)
+    ``kept``: the inputs and outputs that are bound to a session's buffers instead.
+
+    Attributes:
+        results: the buffers of the other outputs.
+        room: of the caches that it works on.
+        source_room: of the source that it works on, where there is one.
+    """
+
+    def __init__(self, compiled: Any, key: str, names: Mapping[str, list[str]], kept: frozenset[str]) -> None:
+        self._compiled, self._key = compiled, key
+        self._index = compiled.get_signature_index(key)
         self._inputs, self._outputs = names["inputs"], names["outputs"]
-        self._rows = 1 if size in file.last_only else None
+        self._kept = kept
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._small: dict[str, Any] = {}
-        self._logits: Any = None
-        self.room = 0
+        self.results: dict[str, Any] = {}
+        self.room = self.source_room = 0
 
     def new_buffer(self, name: str) -> Any:
         """Memory for an input."""
         return self._compiled.create_input_buffer_by_name(self._key, name)
 
-    def resize(self, room: int) -> None:
-        """Have it work on caches of another room."""
-        if room == self.room:
-            return
-        shapes = {"mask": (1, 1, self._size, room), **self._file.cache_shapes(room)}
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Have it work on inputs of other shapes; of ``shapes`` what it does not take is passed over."""
         for name, shape in shapes.items():
-            self._compiled.resize_input_tensor_by_name(self._key, name, shape, strict=False)
-        self._small = {name: self.new_buffer(name) for name in self._inputs if name not in self._file.caches}
-        self._logits = self._compiled.create_output_buffer_by_name(self._key, "logits")
-        self.room = room
+            if name in self._inputs and self._shapes.get(name) != shape:
+                self._compiled.resize_input_tensor_by_name(self._key, name, shape, strict=False)
+                self._shapes[name] = shape
+        self._small = {name: self.new_buffer(name) for name in self._inputs if name not in self._kept}
+        self.results = {
+            name: self._compiled.create_output_buffer_by_name(self._key, name)
+            for name in self._outputs
+            if name not in self._kept
+        }
 
-    def run(
-        self, caches: Caches, feeds: Mapping[str, NDArray[Any]], count: int, wanted: int
-    ) -> NDArray[np.float32] | None:
-        """Run on ``count`` tokens and filling; the logits of the last ``wanted``."""
-        buffers = caches.buffers
+    def run(self, bound: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Run on a session's buffers and what the small inputs are fed."""
         for name, buffer in self._small.items():
             buffer.write(feeds[name])
-        inputs = [buffers.get(name) or self._small[name] for name in self._inputs]
-        outputs = [buffers.get(name, self._logits) for name in self._outputs]
+        inputs = [bound.get(name) or self._small[name] for name in self._inputs]
+        outputs = [bound.get(name) or self.results[name] for name in self._outputs]
         self._compiled.run_by_index(self._index, inputs, outputs)
-        if not wanted:
-            return None
-        rows = self._rows or count
-        logits: NDArray[np.float32] = self._logits.read(rows * self._file.vocabulary, np.float32)
-        logits = logits.reshape(rows, self._file.vocabulary)
-        return logits if wanted == rows else logits[rows - wanted :].copy()
 
 
 def kept(name: str, length: int) -> tuple[slice, ...]:

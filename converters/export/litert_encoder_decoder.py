@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from ...errors import StudentError, UsageError
 from ...runtimes.litert_decoder_file import room_for
@@ -37,8 +38,8 @@ def export_litert_encoder_decoder(
     The signature ``encode_of_<source_context>`` takes int32 ``source_tokens`` ``[S]``, where the program has absolute
     positions ``source_positions`` ``[S]`` (below the context), and either float32 ``source_mask`` ``[1, 1, 1, S]``
     (added to the scores) or, with relative positions, int32 ``offsets`` ``[S, S]``: place of the key less place of the
-    query plus ``source_context - 1``, or twice that plus 1 for a key of padding. It gives for each layer of the decoder
-    ``source_key_<layer>`` ``[1, H, S, D]`` and ``source_value_<layer>`` ``[1, H, D, S]``.
+    query plus ``source_context - 1``, or ``2 * source_context - 1`` for a key of padding. It gives for each layer of
+    the decoder ``source_key_<layer>`` ``[1, H, S, D]`` and ``source_value_<layer>`` ``[1, H, D, S]``.
 
     There is a signature ``decode_<T>_of_<context>`` for each T of ``chunks`` up to ``context``, and for one token in
     any case. They take and give what a decoder's do (:mod:`~edgescribe.converters.export.litert_decoder`), take those
@@ -70,11 +71,11 @@ def export_litert_encoder_decoder(
     file = FlatbufferFile(f"{anatomy.model_type}-summarize-{weights.precision}")
     room = room_for(1)
     source = LiteRtSourceGraph(file, weights, source_context, room)
-    halves.encode(source, shape)
+    halves.encode(cast(Any, source), shape)  # it has the operators of this half alone
     source.finish()
     sizes = sorted({1, *(chunk for chunk in chunks if chunk <= context)})
     for tokens in sizes:
         target = LiteRtTargetGraph(file, weights, tokens, context, room_for(sizes[-1]), room)
-        halves.decode(target, shape)
+        halves.decode(cast(Any, target), shape)
         target.finish()
     write_atomically(path, file.to_bytes())
