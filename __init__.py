@@ -10,6 +10,9 @@ On the device::
     for piece in writer.stream("Dear team, "):
         print(piece, end="", flush=True)
 
+    summarizer = edgescribe.load_summarizer("summarizer-bundle")
+    print(summarizer.summarize(report).text)
+
 On the workbench (``pip install 'edgescribe[convert]'``), each stage of the command line is a function::
 
     edgescribe.convert("checkpoint", task="classify", devices=["raspberry-pi-5"],
@@ -51,8 +54,10 @@ if TYPE_CHECKING:
     from .converters.recover_checkpoint import RecoveredCheckpoint, recover_checkpoint
     from .sdk.bundle import Bundle
     from .sdk.generation import Generation
-    from .sdk.load import load, load_writer
+    from .sdk.load import load, load_summarizer, load_writer
     from .sdk.student import Classification, Student, Tag
+    from .sdk.summarizer import Summarizer
+    from .sdk.summary_run import Summary
     from .sdk.writer import Writer
 
 __version__ = "0.1.0"
@@ -60,6 +65,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": ".sdk.load",
     "load_writer": ".sdk.load",
+    "load_summarizer": ".sdk.load",
+    "Summarizer": ".sdk.summarizer",
+    "Summary": ".sdk.summary_run",
     "Writer": ".sdk.writer",
     "Generation": ".sdk.generation",
     "Bundle": ".sdk.bundle",
@@ -107,6 +115,8 @@ __all__ = [
     "RecoveredCheckpoint",
     "Student",
     "StudentError",
+    "Summarizer",
+    "Summary",
     "Tag",
     "UsageError",
     "Writer",
@@ -116,6 +126,7 @@ __all__ = [
     "evaluate",
     "export_checkpoint",
     "load",
+    "load_summarizer",
     "load_writer",
     "plan_conversion",
     "prune_checkpoint",

@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import BundleError
 from ..runtimes.contract import KnownAnswer
 from ..runtimes.decoder_contract import DecoderAnswer
+from ..runtimes.encoder_decoder_contract import SourceAnswer
 from .bundle_files import (
     MANIFEST_NAME,
     REMEDY,
@@ -26,8 +27,8 @@ from .bundle_files import (
     read_verified,
     verify_file,
 )
-from .manifest import SCHEMA_VERSION, ArtifactEntry, FileEntry, Manifest, WritingEntry
-from .manifest_checks import check_manifest
+from .manifest import SCHEMA_VERSION, ArtifactEntry, FileEntry, Manifest, SummarizingEntry, WritingEntry
+from .manifest_checks import SUFFIXES, check_manifest
 from .sha256 import sha256
 from .tokenizer import Tokenizer
 
@@ -116,16 +117,21 @@ def known_answers(artifact: ArtifactEntry) -> tuple[KnownAnswer, ...]:
     )
 
 
-def writes(path: str | os.PathLike[str]) -> bool:
-    """Whether a bundle says that its student writes (task ``generate``); False for what cannot be read as one.
+def task_of(path: str | os.PathLike[str]) -> str:
+    """What a bundle says that its student does (``generate``, …); an empty string for what cannot be read as one.
 
     A first look, to know how to open it: opening checks everything.
     """
     try:
         raw = read_limited(Path(path).resolve(), MANIFEST_NAME, MANIFEST_LIMIT)
-        return msgspec.json.decode(raw, type=_Task).task == "generate"
+        return msgspec.json.decode(raw, type=_Task).task
     except (BundleError, OSError, ValueError, msgspec.MsgspecError):
-        return False
+        return ""
+
+
+def writes(path: str | os.PathLike[str]) -> bool:
+    """Whether a bundle says that its student writes (task ``generate``); see :func:`task_of`."""
+    return task_of(path) == "generate"
 
 
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -205,7 +211,8 @@ def _check_artifact_files(folder: Path, manifest: Manifest) -> None:
     for artifact in manifest.artifacts:
         for number, entry in enumerate(artifact.files):
             head = verify_file(folder, entry)
-            if number == 0 and not _looks_like(artifact.runtime, head):
+            opened = number == 0 or entry.path.endswith(SUFFIXES[artifact.runtime][0])
+            if opened and not _looks_like(artifact.runtime, head):
                 raise BundleError(
                     f"{folder}: {entry.path!r} does not begin like a file for {artifact.runtime}; "
                     "convert the student again"
@@ -237,8 +244,9 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     # Some engines read memory that they should not for an id that the embedding does not have.
     answers = [answer for artifact in manifest.artifacts for answer in artifact.known_answers]
     largest = max([entry.pad_id, *(max(row) for answer in answers for row in answer.feeds["input_ids"])])
-    if manifest.writing is not None:
-        _check_vocabulary(folder, manifest.writing, tokenizer)
+    writing = manifest.writing or manifest.summarizing
+    if writing is not None:
+        _check_vocabulary(folder, writing, tokenizer)
     if largest >= tokenizer.vocabulary_size:
         raise BundleError(
             f"{folder}: {MANIFEST_NAME} names the token {largest} (as pad_id or in a known answer), but the tokenizer "
@@ -247,7 +255,7 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     return tokenizer
 
 
-def _check_vocabulary(folder: Path, writing: WritingEntry, tokenizer: Tokenizer) -> None:
+def _check_vocabulary(folder: Path, writing: WritingEntry | SummarizingEntry, tokenizer: Tokenizer) -> None:
     """A model may have rows that no token stands for (padding of its vocabulary), but no token without a row."""
     if tokenizer.vocabulary_size > writing.vocabulary:
         raise BundleError(
@@ -266,6 +274,22 @@ def decoder_answers(artifact: ArtifactEntry) -> tuple[DecoderAnswer, ...]:
             tolerance=entry.tolerance,
         )
         for entry in artifact.answers
+    )
+
+
+def source_answers(artifact: ArtifactEntry) -> tuple[SourceAnswer, ...]:
+    """A summariser's known answers as arrays, ready for
+    :class:`~edgescribe.runtimes.encoder_decoder_contract.EncoderDecoderOptions`.
+    """
+    return tuple(
+        SourceAnswer(
+            source=np.asarray(entry.source, np.int32),
+            prompt=np.asarray(entry.prompt, np.int32),
+            tokens=np.asarray(entry.tokens, np.int32),
+            expected=np.asarray(entry.logits, np.float32),
+            tolerance=entry.tolerance,
+        )
+        for entry in artifact.source_answers
     )
 
 

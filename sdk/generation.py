@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -99,6 +99,8 @@ class Plan:
     ``lookup``: whether to guess by prompt lookup; None does where the session verifies alike.
     ``shared``: tokens at the beginning of ``prompt`` that other prompts have too (a system prompt); 0 for none.
     ``any_reuse``: whether tokens may be reused that were computed in other runs than a new session would take.
+    ``before``: what is done with the session before the prompt is brought in (reading a source text).
+    ``source``: tokens in front of the prompt that prompt lookup may copy from too, and that the cache does not hold.
     """
 
     prompt: list[int]
@@ -112,6 +114,8 @@ class Plan:
     prefixes: PrefixStore | None = None
     shared: int = 0
     any_reuse: bool = False
+    before: Callable[[], None] | None = None
+    source: Sequence[int] = ()
 
 
 class GenerationRun:
@@ -245,10 +249,12 @@ class GenerationRun:
             if turns is None:
                 self._finish = "cancelled"
                 return None
+            if plan.before is not None:
+                plan.before()
             self._reused = self._reuse(turns, cuts)
             # Asked here, since an engine may have to try it out.
             if plan.lookup or (plan.lookup is None and turns.session.verifies_alike):
-                self._lookup = PromptLookup(plan.prompt, turns.session.most_verified - 1)
+                self._lookup = PromptLookup([*plan.source, *plan.prompt], turns.session.most_verified - 1)
         logits: NDArray[np.float32] | None = None
         for end in cuts:
             if end <= self._reused:

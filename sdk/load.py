@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 from ..errors import EngineError, MissingExtraError, UsageError, WrongAnswerError
 from ..runtimes.contract import OpenOptions
 from ..runtimes.decoder_contract import DecoderOptions
+from ..runtimes.encoder_decoder_contract import EncoderDecoderOptions
 from ..runtimes.registry import RUNTIMES, open_artifact
-from .bundle import MIB, Bundle, decoder_answers, known_answers, read_bundle
+from .bundle import MIB, Bundle, decoder_answers, known_answers, read_bundle, source_answers
 from .manifest import ArtifactEntry, Manifest, Precision
 from .student import Student
 
 if TYPE_CHECKING:
     from ..device_profiles.schema import DeviceProfile, RuntimePreference
+    from .summarizer import Summarizer
     from .writer import Writer
 
 HOST = "host"
@@ -72,8 +74,7 @@ def load(
     """
     _check_options(runtime, precision, threads)
     bundle = read_bundle(path)
-    if bundle.manifest.task == "generate":
-        raise UsageError(f"{path}: this student writes; open it with edgescribe.load_writer()")
+    _check_task(bundle, path, "classify", "tag", "embed")
 
     def opened(candidate: Candidate) -> Student:
         artifact = candidate.artifact
@@ -123,8 +124,7 @@ def load_writer(
 
     _check_options(runtime, precision, threads)
     bundle = read_bundle(path)
-    if bundle.manifest.task != "generate":
-        raise UsageError(f"{path}: this student's task is {bundle.manifest.task!r}; open it with edgescribe.load()")
+    _check_task(bundle, path, "generate")
 
     def opened(candidate: Candidate) -> Writer:
         options = DecoderOptions(
@@ -138,6 +138,67 @@ def load_writer(
         return open_writer(bundle, candidate.artifact, options, None if prefix_dir is None else Path(prefix_dir))
 
     return _first_opened(bundle, _candidates(bundle, device, runtime, precision), opened)
+
+
+def load_summarizer(
+    path: str | os.PathLike[str],
+    *,
+    device: str | os.PathLike[str] | None = None,
+    runtime: str | None = None,
+    precision: str | None = None,
+    threads: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    source_context: int | None = None,
+    context: int | None = None,
+    memory_mib: float | None = None,
+) -> Summarizer:
+    """Load a bundle whose student summarises (task ``summarize``). The artifact is chosen as by :func:`load`.
+
+    Args:
+        path: the bundle's folder.
+        device: as of :func:`load`.
+        runtime: ``onnxruntime``, ``openvino`` or ``litert``.
+        precision: ``fp32``, ``w8a8-dynamic``, ….
+        threads: as of :func:`load`.
+        cache_dir: folder for the engine's cache of compiled models or packed weights; None turns it off.
+        source_context: the most tokens of a source; None takes the bundle's. Memory grows with it.
+        context: the most tokens of a summary; None takes the bundle's.
+        memory_mib: MiB that this process may take; more is refused before it is taken. None: no limit.
+
+    Raises:
+        OverBudgetError: the memory predicted for these contexts is over ``memory_mib``.
+        BundleError, MissingExtraError, EngineError, WrongAnswerError, ProfileError, UsageError: as of :func:`load`.
+    """
+    from .open_summarizer import open_summarizer
+
+    _check_options(runtime, precision, threads)
+    bundle = read_bundle(path)
+    _check_task(bundle, path, "summarize")
+
+    def opened(candidate: Candidate) -> Summarizer:
+        options = EncoderDecoderOptions(
+            device=candidate.device,
+            threads=threads or candidate.threads,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            context=context,
+            source_context=source_context,
+            memory_limit=None if memory_mib is None else int(memory_mib * MIB),
+            source_answers=source_answers(candidate.artifact),
+        )
+        return open_summarizer(bundle, candidate.artifact, options)
+
+    return _first_opened(bundle, _candidates(bundle, device, runtime, precision), opened)
+
+
+def _check_task(bundle: Bundle, path: str | os.PathLike[str], *tasks: str) -> None:
+    """Refuse a bundle that another function opens."""
+    task = bundle.manifest.task
+    if task not in tasks:
+        does, opens = _OPENED_BY.get(task, (f"does {task!r}", "load"))
+        raise UsageError(f"{path}: this student {does}; open it with edgescribe.{opens}()")
+
+
+_OPENED_BY = {"generate": ("writes", "load_writer"), "summarize": ("summarises", "load_summarizer")}
 
 
 def _candidates(

@@ -116,8 +116,9 @@ class SummarizingEntry(Entry, frozen=True, kw_only=True):
         start_ids: tokens that every summary starts with (T5: the padding token; BART: ``</s>``, then what is forced).
         end_ids: tokens that end a summary.
         prefix: what is put before every source text (FLAN-T5: ``summarize: ``); may be empty.
-        defaults: of generation: ``num_beams``, ``length_penalty``, ``no_repeat_ngram_size``, ``max_new_tokens``,
-            ``min_new_tokens`` as the checkpoint has them. Without ``num_beams`` (or with 1) it is greedy.
+        defaults: of generation: ``num_beams``, ``length_penalty``, ``early_stopping`` (0 or 1),
+            ``no_repeat_ngram_size``, ``max_new_tokens``, ``min_new_tokens`` as the checkpoint has them, the last two
+            counted behind ``start_ids``. Without ``num_beams`` (or with 1) it is greedy.
     """
 
     source_context: Annotated[int, msgspec.Meta(ge=2, le=2**20)]
@@ -144,7 +145,8 @@ class Measurement(Entry, frozen=True, kw_only=True):
 
     Latency in milliseconds of one call at batch 1 and ``tokens`` tokens; memory in MiB; ``samples`` calls timed.
     Of a writer: latency of one decode step behind a prompt of ``tokens`` tokens, ``ttft_ms`` from the prompt to the
-    first token, ``tokens_per_s`` while decoding.
+    first token, ``tokens_per_s`` while decoding. Of a summariser the same behind a source of ``tokens`` tokens, where
+    ``tokens_per_s`` counts the time of reading it too.
     """
 
     device: str

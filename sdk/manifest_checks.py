@@ -15,7 +15,15 @@ import msgspec
 
 from ..errors import BundleError
 from .bundle_files import check_relative_path
-from .manifest import ArtifactEntry, KnownAnswerEntry, Manifest, Tensor, WritingEntry
+from .manifest import (
+    ArtifactEntry,
+    DecoderAnswerEntry,
+    KnownAnswerEntry,
+    Manifest,
+    SummarizingEntry,
+    Tensor,
+    WritingEntry,
+)
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 MOST_FED = {"input_ids": 2**24, "attention_mask": 1, "token_type_ids": 16}
@@ -26,7 +34,11 @@ SUFFIXES = {
     "openvino": (".xml", (".bin",)),
     "litert": (".tflite", ()),
 }
-"""By runtime: the suffix of the file that is opened, and those allowed beside it. Nothing that could be a pickle."""
+"""By runtime: the suffix of the file that is opened, and those allowed beside it. Nothing that could be a pickle.
+
+A summariser's halves may be files of their own, so that it may have the first suffix beside too."""
+
+TASKS_WITHOUT_LABELS = ("embed", "generate", "summarize")
 
 OUTPUT_RANK = {"classify": 2, "tag": 3, "embed": 2}
 
@@ -39,6 +51,7 @@ def check_manifest(manifest: Manifest) -> None:
     """
     _check_labels(manifest)
     _check_writing(manifest)
+    _check_summarizing(manifest)
     seen: set[tuple[str, str]] = set()
     for index, artifact in enumerate(manifest.artifacts):
         where = f"artifacts[{index}]"
@@ -46,9 +59,12 @@ def check_manifest(manifest: Manifest) -> None:
         if key in seen:
             _refuse(where, f"a second artifact for {artifact.runtime} in {artifact.precision}")
         seen.add(key)
-        _check_files(where, artifact)
+        _check_files(where, artifact, manifest)
         if manifest.writing is not None:
             _check_writers_artifact(where, artifact, manifest.writing)
+            continue
+        if manifest.summarizing is not None:
+            _check_summarizers_artifact(where, artifact, manifest.summarizing)
             continue
         _check_graph(where, artifact)
         _check_tensors(where, artifact, manifest)
@@ -66,7 +82,7 @@ def _refuse(where: str, fault: str) -> NoReturn:
 
 
 def _check_labels(manifest: Manifest) -> None:
-    if manifest.task in ("embed", "generate"):
+    if manifest.task in TASKS_WITHOUT_LABELS:
         if manifest.labels:
             _refuse("labels", f"{len(manifest.labels)} labels for the task {manifest.task!r}, which has none")
         return
@@ -91,41 +107,97 @@ def _check_writing(manifest: Manifest) -> None:
         _refuse("writing", f"{'missing' if writing is None else 'present'} for the task {manifest.task!r}")
     if writing is None:
         return
-    if any(not 0 <= token < writing.vocabulary for token in writing.end_ids):
-        _refuse("writing.end_ids", f"a token that is not in 0 … {writing.vocabulary - 1}")
-    for name, value in writing.defaults.items():
-        least, most = DEFAULTS.get(name, (math.inf, -math.inf))
-        if not least <= value <= most:
-            _refuse(f"writing.defaults[{name!r}]", f"{value} (known are {', '.join(DEFAULTS)}, each within its range)")
+    _check_vocabulary("writing.end_ids", writing.end_ids, writing.vocabulary)
+    _check_defaults("writing.defaults", writing.defaults, DEFAULTS)
     if not all(name.isidentifier() for name in writing.special_tokens):
         _refuse("writing.special_tokens", "a name that is none")
     if manifest.tokenizer.max_tokens > writing.context:
         _refuse("tokenizer.max_tokens", f"more than the context of {writing.context}")
 
 
+SUMMARY_DEFAULTS: dict[str, tuple[float, float]] = {
+    "num_beams": (1, 32),
+    "length_penalty": (-16.0, 16.0),
+    "early_stopping": (0, 1),
+    "no_repeat_ngram_size": (0, 2**16),
+    "max_new_tokens": (0, 2**20),
+    "min_new_tokens": (0, 2**20),
+}
+"""The same of summarisers; all but ``length_penalty`` are whole numbers."""
+
+
+def _check_summarizing(manifest: Manifest) -> None:
+    summarizing = manifest.summarizing
+    if (summarizing is None) == (manifest.task == "summarize"):
+        _refuse("summarizing", f"{'missing' if summarizing is None else 'present'} for the task {manifest.task!r}")
+    if summarizing is None:
+        return
+    for name in ("start_ids", "end_ids"):
+        _check_vocabulary(f"summarizing.{name}", getattr(summarizing, name), summarizing.vocabulary)
+    if len(summarizing.start_ids) > summarizing.context:
+        _refuse("summarizing.start_ids", f"more than the context of {summarizing.context}")
+    _check_defaults("summarizing.defaults", summarizing.defaults, SUMMARY_DEFAULTS)
+    for name, value in summarizing.defaults.items():
+        if name != "length_penalty" and value != int(value):
+            _refuse(f"summarizing.defaults[{name!r}]", f"{value}, which is no whole number")
+    if manifest.tokenizer.max_tokens > summarizing.source_context:
+        _refuse("tokenizer.max_tokens", f"more than the source context of {summarizing.source_context}")
+
+
+def _check_vocabulary(where: str, tokens: Iterable[int], vocabulary: int) -> None:
+    if any(not 0 <= token < vocabulary for token in tokens):
+        _refuse(where, f"a token that is not in 0 … {vocabulary - 1}")
+
+
+def _check_defaults(where: str, given: dict[str, float], ranges: dict[str, tuple[float, float]]) -> None:
+    for name, value in given.items():
+        least, most = ranges.get(name, (math.inf, -math.inf))
+        if not least <= value <= most:
+            _refuse(f"{where}[{name!r}]", f"{value} (known are {', '.join(ranges)}, each within its range)")
+
+
 def _check_writers_artifact(where: str, artifact: ArtifactEntry, writing: WritingEntry) -> None:
-    if artifact.inputs or artifact.outputs or artifact.buckets or artifact.known_answers:
-        _refuse(where, "a writer's artifact with the inputs, outputs, buckets or known answers of a graph")
-    if not artifact.answers:
-        _refuse(f"{where}.answers", "none, so that the engine could not be checked")
-    for number, answer in enumerate(artifact.answers):
-        place = f"{where}.answers[{number}]"
+    if artifact.inputs or artifact.outputs or artifact.buckets or artifact.known_answers or artifact.source_answers:
+        _refuse(where, "a writer's artifact with what those of graphs or summarisers have")
+    _check_answers(f"{where}.answers", artifact.answers, writing.context, writing.vocabulary)
+
+
+def _check_summarizers_artifact(where: str, artifact: ArtifactEntry, summarizing: SummarizingEntry) -> None:
+    if artifact.inputs or artifact.outputs or artifact.buckets or artifact.known_answers or artifact.answers:
+        _refuse(where, "a summariser's artifact with what those of graphs or writers have")
+    place = f"{where}.source_answers"
+    _check_answers(place, artifact.source_answers, summarizing.context, summarizing.vocabulary)
+    for number, answer in enumerate(artifact.source_answers):
+        _check_vocabulary(f"{place}[{number}].source", answer.source, summarizing.vocabulary)
+        if len(answer.source) > summarizing.source_context:
+            _refuse(
+                f"{place}[{number}].source",
+                f"{len(answer.source)} tokens, more than the source context of {summarizing.source_context}",
+            )
+
+
+def _check_answers(
+    where: str, answers: Sequence[DecoderAnswerEntry], context: int, vocabulary: int
+) -> None:
+    if not answers:
+        _refuse(where, "none, so that the engine could not be checked")
+    for number, answer in enumerate(answers):
+        place = f"{where}[{number}]"
         if len(answer.tokens) != len(answer.logits):
             _refuse(place, f"{len(answer.tokens)} tokens with {len(answer.logits)} logits")
-        if any(not 0 <= token < writing.vocabulary for token in (*answer.prompt, *answer.tokens)):
-            _refuse(place, f"a token that is not in 0 … {writing.vocabulary - 1}")
-        if len(answer.prompt) > writing.context:
-            _refuse(place, f"a prompt of {len(answer.prompt)} tokens, more than the context of {writing.context}")
+        _check_vocabulary(place, (*answer.prompt, *answer.tokens), vocabulary)
+        if len(answer.prompt) > context:
+            _refuse(place, f"a prompt of {len(answer.prompt)} tokens, more than the context of {context}")
         if not _finite([*answer.logits, answer.tolerance], limit=1e30):
             _refuse(place, "values that are not finite")
 
 
 def _check_graph(where: str, artifact: ArtifactEntry) -> None:
-    """What every artifact has that is no writer's."""
+    """What every artifact has that is no writer's and no summariser's."""
     if not artifact.inputs or not artifact.outputs or not artifact.known_answers:
         _refuse(where, "no inputs, outputs or known answers")
-    if artifact.answers:
-        _refuse(f"{where}.answers", "a writer's answers in the artifact of a graph")
+    if artifact.answers or artifact.source_answers:
+        _refuse(where, "a writer's or summariser's answers in the artifact of a graph")
 
 
 def _check_distinct(where: str, names: Sequence[str]) -> None:
@@ -136,8 +208,10 @@ def _check_distinct(where: str, names: Sequence[str]) -> None:
         found.add(name)
 
 
-def _check_files(where: str, artifact: ArtifactEntry) -> None:
+def _check_files(where: str, artifact: ArtifactEntry, manifest: Manifest) -> None:
     main, beside = SUFFIXES[artifact.runtime]
+    if manifest.summarizing is not None:
+        beside = (main, *beside)
     for number, file in enumerate(artifact.files):
         allowed = (main,) if number == 0 else beside
         if not file.path.endswith(allowed):

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,17 @@ LEND_AFTER = 0.5
 _LOOK_EVERY = 0.05
 
 
+@dataclass(frozen=True)
+class Lent:
+    """What a text needs to go on after its session was lent: a copy of the cache, where its runs of prefill ended, and
+    the tokens of the source text that an encoder-decoder had read.
+    """
+
+    state: CacheState
+    cuts: tuple[int, ...]
+    source: tuple[int, ...] = ()
+
+
 class SessionTurns:
     """A session with the tokens in its cache, handed from text to text.
 
@@ -30,10 +42,15 @@ class SessionTurns:
         session: as it was given; to be used inside :meth:`Turn.held` alone.
         tokens: the tokens in its cache.
         cuts: where runs of prefill ended, as far as the cache was filled by prefill.
+
+    Args:
+        session: not used elsewhere; closed by :meth:`close`.
+        owner: what it is called in messages.
     """
 
-    def __init__(self, session: DecoderSession) -> None:
+    def __init__(self, session: DecoderSession, owner: str = "writer") -> None:
         self.session = session
+        self._owner = owner
         self.tokens: list[int] = []
         self.cuts: list[int] = []
         self._condition = threading.Condition()
@@ -68,7 +85,7 @@ class SessionTurns:
     def check_open(self) -> None:
         """Raises UsageError when it was closed."""
         if self._closed:
-            raise UsageError("this writer was closed; load the bundle again")
+            raise UsageError(f"this {self._owner} was closed; load the bundle again")
 
     # What a text does with the session while it holds it
     def forget(self, length: int) -> None:
@@ -88,6 +105,14 @@ class SessionTurns:
         """A copy of the cache with its tokens."""
         return CacheState(np.array(self.tokens, np.int32), self.session.save_cache().arrays)
 
+    def lend(self) -> Lent:
+        """What the text that has the session needs to go on later."""
+        return Lent(self.copy(), tuple(self.cuts))
+
+    def take_back(self, lent: Lent) -> None:
+        """Bring back what was lent."""
+        self.put(lent.state, lent.cuts)
+
     def settle(self) -> None:
         """After a failed run: the cache and the list of its tokens agree again."""
         # A session that cannot even rewind will say so again when it is used next; here the first error is told.
@@ -105,14 +130,14 @@ class Turn:
 
     def __init__(self, turns: SessionTurns, cancelled: threading.Event) -> None:
         self._turns, self._cancelled = turns, cancelled
-        self._lent: tuple[CacheState, list[int]] | None = None
+        self._lent: Lent | None = None
 
     @contextmanager
     def held(self) -> Iterator[SessionTurns | None]:
         """The session for one run, waiting for it where another text has it; None when cancelled meanwhile.
 
         Raises:
-            UsageError: the writer was closed.
+            UsageError: what owns the session was closed.
         """
         turns = self._turns
         if not self._take():
@@ -120,8 +145,8 @@ class Turn:
             return
         try:
             if self._lent is not None:
-                (state, cuts), self._lent = self._lent, None
-                turns.put(state, cuts)
+                lent, self._lent = self._lent, None
+                turns.take_back(lent)
             yield turns
         except BaseException:
             if not turns.closed:
@@ -159,4 +184,4 @@ class Turn:
         return True
 
     def _lend(self) -> None:
-        self._lent = (self._turns.copy(), list(self._turns.cuts))
+        self._lent = self._turns.lend()

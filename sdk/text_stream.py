@@ -4,26 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from types import TracebackType
+from typing import Generic, Protocol, TypeVar
 
 from ..errors import UsageError
-from .generation import Generation, GenerationRun
+
+Found_co = TypeVar("Found_co", covariant=True)
 
 
-class Writing(Iterator[str]):
-    """The pieces of one text as they are written; made by :meth:`~edgescribe.sdk.writer.Writer.stream`.
+class Run(Protocol[Found_co]):
+    """What writes one text, as :class:`~edgescribe.sdk.generation.GenerationRun`."""
+
+    cancelled: threading.Event
+
+    @property
+    def result(self) -> Found_co | None:
+        """The whole text once it is at its end."""
+        ...
+
+    def pieces(self) -> Generator[str, None, None]:
+        """The text in pieces; run once."""
+        ...
+
+    def end(self) -> None:
+        """Give the session free and put the result together, wherever the text stands."""
+        ...
+
+
+class Writing(Iterator[str], Generic[Found_co]):
+    """The pieces of one text as they are written; made by :meth:`~edgescribe.sdk.writer.Writer.stream` and its like.
 
     Nothing is computed but when a piece is asked for. Pieces are never empty, never end inside a character, and
     together are ``result.text``. Read by one thread at a time; :meth:`cancel` may be called from any.
     """
 
-    def __init__(self, run: GenerationRun) -> None:
+    def __init__(self, run: Run[Found_co]) -> None:
         self._run = run
         self._pieces = run.pieces()
         self._reading = threading.Lock()
 
-    def __iter__(self) -> Writing:
+    def __iter__(self) -> Writing[Found_co]:
         return self
 
     def __next__(self) -> str:
@@ -31,7 +52,7 @@ class Writing(Iterator[str]):
 
         Raises:
             EngineError: the engine failed.
-            UsageError: the writer was closed, or another thread is reading.
+            UsageError: the writer, or what else it is of, was closed, or another thread is reading.
         """
         if not self._reading.acquire(blocking=False):
             raise UsageError("another thread is reading this text; give each text to one reader")
@@ -41,15 +62,16 @@ class Writing(Iterator[str]):
             self._reading.release()
 
     @property
-    def result(self) -> Generation:
+    def result(self) -> Found_co:
         """The whole text with all that is known of it.
 
         Raises:
             UsageError: it is not at its end; read it to the end, or cancel and close it.
         """
-        if self._run.result is None:
+        result = self._run.result
+        if result is None:
             raise UsageError("the text is not written yet; read it to its end, or close it, and ask then")
-        return self._run.result
+        return result
 
     def cancel(self) -> None:
         """Let it end with the token that is being computed, also from another thread; reading on ends at once."""
@@ -62,7 +84,7 @@ class Writing(Iterator[str]):
             self._pieces.close()
             self._run.end()
 
-    def __enter__(self) -> Writing:
+    def __enter__(self) -> Writing[Found_co]:
         return self
 
     def __exit__(
@@ -71,16 +93,16 @@ class Writing(Iterator[str]):
         self.close()
 
 
-class AsyncWriting(AsyncIterator[str]):
+class AsyncWriting(AsyncIterator[str], Generic[Found_co]):
     """The same for ``async for``: each token is computed in a thread, the event loop stays free.
 
     A cancelled task cancels the text.
     """
 
-    def __init__(self, writing: Writing) -> None:
+    def __init__(self, writing: Writing[Found_co]) -> None:
         self._writing = writing
 
-    def __aiter__(self) -> AsyncWriting:
+    def __aiter__(self) -> AsyncWriting[Found_co]:
         return self
 
     async def __anext__(self) -> str:
@@ -102,7 +124,7 @@ class AsyncWriting(AsyncIterator[str]):
         self._writing.close()
 
     @property
-    def result(self) -> Generation:
+    def result(self) -> Found_co:
         """As :attr:`Writing.result`."""
         return self._writing.result
 
@@ -115,7 +137,7 @@ class AsyncWriting(AsyncIterator[str]):
         self.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._writing.close)
 
-    async def __aenter__(self) -> AsyncWriting:
+    async def __aenter__(self) -> AsyncWriting[Found_co]:
         return self
 
     async def __aexit__(

@@ -183,11 +183,11 @@ class Writer:
                 pass
         return writing.result
 
-    def stream(self, prompt: Prompt, **options: Unpack[WritingOptions]) -> Writing:
+    def stream(self, prompt: Prompt, **options: Unpack[WritingOptions]) -> Writing[Generation]:
         """The same piece by piece: an iterator with ``cancel()``, ``close()`` and, at its end, ``result``."""
         return Writing(self._run(prompt, options))
 
-    def astream(self, prompt: Prompt, **options: Unpack[WritingOptions]) -> AsyncWriting:
+    def astream(self, prompt: Prompt, **options: Unpack[WritingOptions]) -> AsyncWriting[Generation]:
         """The same for ``async for``."""
         return AsyncWriting(self.stream(prompt, **options))
 
