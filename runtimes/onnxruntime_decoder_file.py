@@ -50,23 +50,42 @@ def read_decoder_file(path: Path) -> DecoderFile:
     Raises:
         BundleError: the file, or its data file, is missing, damaged or not a decoder's.
     """
+    precision, sizes = read_sizes(path, KIND, "a decoder", tuple(DecoderFile.__dataclass_fields__)[1:])
+    check_data_file(path)
+    return DecoderFile(precision=precision, **sizes)
+
+
+def read_sizes(path: Path, kind: str, what: str, names: tuple[str, ...]) -> tuple[str, dict[str, int]]:
+    """The precision and the sizes ``names``, each at least 1, that an ``.onnx`` file of ``kind`` tells.
+
+    Raises:
+        BundleError: the file is missing, damaged or not of that kind; ``what`` is what messages call the kind.
+    """
     check_artifact_file(path, ".onnx", "ONNX Runtime")
     try:
         properties = _properties(path.read_bytes())
-        if properties.get("kind") != KIND:
-            raise BundleError(f"{path} is not a decoder made by this version of edgescribe: export it anew")
-        sizes = {name: int(properties[name]) for name in DecoderFile.__dataclass_fields__ if name != "precision"}
+        if properties.get("kind") != kind:
+            raise BundleError(f"{path} is not {what} made by this version of edgescribe: export it anew")
+        sizes = {name: int(properties[name]) for name in names}
         precision = properties["precision"]
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not a readable ONNX file: {error!r}; copy the bundle anew") from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}; check the bundle's folder") from error
+    if min(sizes.values()) < 1:
+        raise BundleError(f"{path} gives itself a size below 1: it is damaged, copy the bundle anew")
+    return precision, sizes
+
+
+def check_data_file(path: Path) -> None:
+    """Refuse an artifact without the file of its large constants.
+
+    Raises:
+        BundleError: it is not there.
+    """
     data = data_file(path)
     if not data.is_file():
         raise BundleError(f"{data} is missing, which holds the weights of {path.name}; copy the bundle anew")
-    if min(sizes.values()) < 1:
-        raise BundleError(f"{path} gives itself a size below 1: it is damaged, copy the bundle anew")
-    return DecoderFile(precision=precision, **sizes)
 
 
 def _properties(content: bytes) -> dict[str, str]:

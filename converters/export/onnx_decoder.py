@@ -25,7 +25,7 @@ from .onnx_decoder_data import constant_arrays
 from .onnx_decoder_graph import CacheScales, OnnxDecoderGraph
 from .onnx_decoder_products import unpack_int4, unpack_int8
 
-LINEAR_OPERATORS = ("MatMulNBits", "FusedMatMul", "MatMul", "Gemm")
+LINEAR_OPERATORS = ("MatMulNBits", "MatMulIntegerToFloat", "FusedMatMul", "MatMul", "Gemm")
 KIND = "edgescribe decoder 1"
 
 
@@ -47,7 +47,7 @@ class OnnxDecoderContents:
 @dataclass(frozen=True)
 class DecoderKernel:
     """How ONNX Runtime runs one linear layer: its ``site``, the ``kernel`` after optimising, and the ``bits`` of its
-    stored weight (32: float)."""
+    stored weight (32: float). Products of two activations, whose nodes are not named by a weight, are none."""
 
     site: str
     kernel: str
@@ -56,7 +56,7 @@ class DecoderKernel:
     @property
     def is_integer(self) -> bool:
         """Whether it multiplies integers."""
-        return self.kernel == "MatMulNBits"
+        return self.kernel in ("MatMulNBits", "MatMulIntegerToFloat")
 
 
 def export_onnx_decoder(
@@ -140,12 +140,23 @@ def read_back(path: Path) -> OnnxDecoderContents:
     Raises:
         BundleError: the file is not a readable ONNX model, or its data file is not there.
     """
+    contents = OnnxDecoderContents({}, {}, {})
+    read_into(contents, path)
+    return contents
+
+
+def read_into(contents: OnnxDecoderContents, path: Path) -> None:
+    """Add what the graph ``path`` holds to ``contents``.
+
+    Raises:
+        BundleError: the file is not a readable ONNX model, or its data file is not there.
+    """
     model = _read(path)
     try:
         constants = constant_arrays(model, path.parent)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path.name}'s data file cannot be read: {error}; copy the bundle anew") from error
-    contents = OnnxDecoderContents({}, {}, {entry.key: entry.value for entry in model.metadata_props})
+    contents.properties.update({entry.key: entry.value for entry in model.metadata_props})
     for node in model.graph.node:
         said = {entry.key: entry.value for entry in node.metadata_props}
         stored = node.name.partition(":")[2]
@@ -154,7 +165,11 @@ def read_back(path: Path) -> OnnxDecoderContents:
             _take(contents, stored.split("|"), sizes, constants, stored, _attribute(node, "K"))
         elif node.op_type == "GatherBlockQuantized":
             _take(contents, [stored], [len(constants[stored])], constants, stored, int(said["width"]))
-    return contents
+        elif node.op_type == "MatMulIntegerToFloat":
+            ends = np.cumsum([int(size) for size in said["rows"].split(",")])[:-1]
+            across, scales = constants[node.input[1]], constants[node.input[3]]
+            parts = zip(stored.split("|"), np.split(across.T, ends), np.split(scales, ends), strict=True)
+            contents.rows.update({name: (np.ascontiguousarray(rows), scale) for name, rows, scale in parts})
 
 
 def _take(
@@ -191,12 +206,16 @@ def kernel_report(path: Path) -> list[DecoderKernel]:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = _read(Path(options.optimized_model_filepath)).graph
     return [
-        DecoderKernel(
-            node.name.partition(":")[0], node.op_type, _attribute(node, "bits") if node.op_type == "MatMulNBits" else 32
-        )
+        DecoderKernel(node.name.partition(":")[0], node.op_type, _bits(node))
         for node in graph.node
-        if node.op_type in LINEAR_OPERATORS
+        if node.op_type in LINEAR_OPERATORS and ":" in node.name
     ]
+
+
+def _bits(node: onnx.NodeProto) -> int:
+    if node.op_type == "MatMulNBits":
+        return _attribute(node, "bits")
+    return 8 if node.op_type == "MatMulIntegerToFloat" else 32
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:

@@ -105,10 +105,6 @@ class OnnxDecoderGraph(OnnxLayers):
         self.writer.declare_output(name, self.real(value), [1, "wanted", self.vocabulary])
 
     # Embeddings
-    def embedding(self, ids: str, table: str) -> str:
-        """See DecoderBuilder."""
-        return self.products.rows(ids, table)
-
     def position_embedding(self, table: str, start: int = 0) -> str:
         """See DecoderBuilder."""
         ids = self._position_ids()
@@ -134,7 +130,7 @@ class OnnxDecoderGraph(OnnxLayers):
         parts = (query, key, value)
         whole = padded == width and (inside or rotary is None) and packed(parts)
         if whole:
-            inputs = [self._with_spare(whole), "", ""]
+            inputs = [self.with_spare(whole), "", ""]
         else:
             heads = (attention.heads, attention.kv_heads, attention.kv_heads)
             inputs = [self.real(part) for part in parts]
@@ -142,7 +138,7 @@ class OnnxDecoderGraph(OnnxLayers):
                 inputs[:2] = [self._turned(x, rotary, n) for x, n in zip(inputs[:2], heads[:2], strict=True)]
             if padded != width:
                 inputs = [self._padded(x, n, padded - width) for x, n in zip(inputs, heads, strict=True)]
-            inputs = [self._with_spare(x) for x in inputs]
+            inputs = [self.with_spare(x) for x in inputs]
         inputs += [f"past.{layer}.key", f"past.{layer}.value", "last", "total"]
         if rotary is not None and inside:
             inputs += self._rotation(rotary)
@@ -159,7 +155,7 @@ class OnnxDecoderGraph(OnnxLayers):
             do_rotary=int(inside), rotary_interleaved=0, **(INT8_CACHE if scales else {}),
         )  # fmt: skip
         self._declare_cache(layer, attention.kv_heads, padded)
-        context = self._without_spare(outputs[0])
+        context = self.without_spare(outputs[0])
         return context if padded == width else self._cut(context, attention.heads, width)
 
     def _score_bias(self, attention: Attention) -> str | None:
@@ -181,12 +177,14 @@ class OnnxDecoderGraph(OnnxLayers):
             for part, scales in (("key", found.keys), ("value", found.values))
         ]
 
-    def _with_spare(self, x: str) -> str:
+    def with_spare(self, x: str) -> str:
+        """``x`` ``[1, T, W]`` with the spare rows behind its own."""
         if self.cache_scales is not None:
             return x
         return self.writer.node("Pad", [x, "spare"])
 
-    def _without_spare(self, x: str) -> str:
+    def without_spare(self, x: str) -> str:
+        """The first T rows of ``x``."""
         if self.cache_scales is not None:
             return x
         if self._tokens is None:

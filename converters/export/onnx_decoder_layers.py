@@ -75,6 +75,10 @@ class OnnxLayers:
             joined.cut = self.writer.node_of("Split", [joined.name, sizes], len(joined.widths), axis=-1)
         return joined.cut[x.index]
 
+    def embedding(self, ids: str, table: str) -> str:
+        """See DecoderBuilder."""
+        return self.products.rows(ids, table)
+
     def scale(self, x: Hidden, factor: float) -> str:
         """See DecoderBuilder."""
         return self.writer.node("Mul", [self.real(x), self.writer.constant(np.float32(factor))])
@@ -110,13 +114,18 @@ class OnnxLayers:
         return node({"relu": "Relu", "tanh": "Tanh"}[kind], [x])
 
     def _norm_inputs(self, norm: Norm) -> list[str]:
-        gain = self._vector(f"{norm.name}.weight")
+        gain = self.vector(f"{norm.name}.weight")
         stored = [self.writer.stored(f"{norm.name}.weight", (gain + np.float32(norm.offset)).astype(np.float32))]
         if norm.kind == "layer":
-            stored.append(self.writer.stored(f"{norm.name}.bias", self._vector(f"{norm.name}.bias")))
+            stored.append(self.writer.stored(f"{norm.name}.bias", self.vector(f"{norm.name}.bias")))
         return stored
 
-    def _vector(self, name: str) -> NDArray[np.float32]:
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """A small parameter by its full name.
+
+        Raises:
+            StudentError: there is no such parameter.
+        """
         vector = self.weights.vectors.get(name)
         if vector is None:
             raise StudentError(f"the weights hold no vector {name!r}; its name in the family's program is wrong")
@@ -138,13 +147,13 @@ class OnnxLayers:
 
     def head_norm(self, x: Hidden, norm: Norm, heads: int) -> str:
         """See DecoderBuilder."""
-        return self._joined_heads(self.norm(self._apart(self.real(x), heads), norm))
+        return self.heads_joined(self.norm(self.heads_apart(self.real(x), heads), norm))
 
-    def _apart(self, x: str, heads: int) -> str:
+    def heads_apart(self, x: str, heads: int) -> str:
         """``[1, T, H * D]`` as ``[1, T, H, D]``."""
         return self.writer.node("Reshape", [x, self.writer.integers(0, 0, heads, -1)])
 
-    def _joined_heads(self, x: str) -> str:
+    def heads_joined(self, x: str) -> str:
         """``[1, T, H, D]`` as ``[1, T, H * D]``."""
         return self.writer.node("Reshape", [x, self.writer.integers(0, 0, -1)])
 
@@ -159,8 +168,8 @@ class OnnxLayers:
     # Heads of widths that an attention's kernel refuses
     def _padded(self, x: str, heads: int, more: int) -> str:
         amounts = self.writer.integers(0, 0, 0, 0, 0, 0, 0, more)
-        return self._joined_heads(self.writer.node("Pad", [self._apart(x, heads), amounts]))
+        return self.heads_joined(self.writer.node("Pad", [self.heads_apart(x, heads), amounts]))
 
     def _cut(self, x: str, heads: int, width: int) -> str:
         first, end, axis = (self.writer.integers(number) for number in (0, width, 3))
-        return self._joined_heads(self.writer.node("Slice", [self._apart(x, heads), first, end, axis]))
+        return self.heads_joined(self.writer.node("Slice", [self.heads_apart(x, heads), first, end, axis]))

@@ -70,7 +70,7 @@ class DecoderProducts:
         heights = [_sizes(matrix)[0] for matrix in matrices]
         width = _sizes(matrices[0])[1]
         stored, node_name = "|".join(names), f"{site}:{'|'.join(names)}"
-        bias = _joined_bias(matrices, heights)
+        bias = joined_bias(matrices, heights)
         biases = [] if bias is None else [self.writer.stored(f"{stored}.bias", bias)]
         if isinstance(matrices[0], FloatMatrix):
             weight = self.writer.stored(stored, np.concatenate([_floats(matrix) for matrix in matrices]))
@@ -180,7 +180,8 @@ def _floats(matrix: Matrix) -> NDArray[np.float32]:
     return matrix.weight if isinstance(matrix, FloatMatrix) else matrix.dequantized()
 
 
-def _joined_bias(matrices: list[Matrix], heights: list[int]) -> NDArray[np.float32] | None:
+def joined_bias(matrices: list[Matrix], heights: list[int]) -> NDArray[np.float32] | None:
+    """The biases of layers side by side, zeros for those without one; None: no layer has one."""
     if all(matrix.bias is None for matrix in matrices):
         return None
     parts = zip(matrices, heights, strict=True)

@@ -1,0 +1,111 @@
+"""Writes the first half of an encoder-decoder as an ONNX graph: from the source's tokens to keys and values of it.
+
+- ``input_ids`` int32 ``[1, S]``;
+- ``source.<layer>.key`` and ``source.<layer>.value`` float32 ``[1, H, S, D]`` for each layer of the decoder.
+
+Attention is ONNX's own Attention, the fastest on 512 tokens where relative positions are added to the scores.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from ..decoder_graph import Attention
+from ..encoder_decoder_graph import RelativeBias
+from ..quantized_weights import QuantizedWeights
+from .onnx_decoder_data import ExternalNodeWriter
+from .onnx_decoder_layers import Hidden, OnnxLayers
+from .onnx_encoder_decoder_products import SourceProducts
+
+STRIP = 16
+"""Numbers that are copied at a time where rows of relative positions are put together: a cache line."""
+
+
+class OnnxSourceGraph(OnnxLayers):
+    """Those operators of :class:`~edgescribe.converters.encoder_decoder_graph.EncoderDecoderBuilder` that read.
+
+    Args:
+        weights: the numbers to store.
+        positions: the most tokens of a source.
+    """
+
+    def __init__(self, weights: QuantizedWeights, positions: int) -> None:
+        writer = ExternalNodeWriter()
+        super().__init__(weights, writer, SourceProducts(weights, writer))
+        self.positions = positions
+        self.kept_heads = (0, 0)
+        self._tokens: str | None = None
+        self._places: str | None = None
+        self._biases: dict[RelativeBias, str] = {}
+        writer.declare_input("input_ids", TensorProto.INT32, [1, "source"])
+
+    def source_ids(self) -> str:
+        """See EncoderDecoderBuilder."""
+        return "input_ids"
+
+    def source_position_embedding(self, table: str, start: int = 0) -> str:
+        """See EncoderDecoderBuilder."""
+        if self._places is None:
+            node, constant = self.writer.node, self.writer.constant
+            end = node("Cast", [node("Size", ["input_ids"])], to=TensorProto.INT32)
+            places = node("Range", [constant(np.int32(0)), end, constant(np.int32(1))])
+            self._places = node("Unsqueeze", [places, self.writer.integers(0)])
+        ids = self._places
+        if start:
+            ids = self.writer.node("Add", [ids, self.writer.constant(np.int32(start))])
+        return self.products.rows(ids, table)
+
+    def source_attention(self, query: Hidden, key: Hidden, value: Hidden, layer: int, attention: Attention) -> str:
+        """See EncoderDecoderBuilder."""
+        inputs = [self.real(part) for part in (query, key, value)]
+        if attention.relative is not None:
+            inputs.append(self._relative(attention.relative))
+        return self.writer.node(
+            "Attention", inputs, name=f"source.{layer}.attention", scale=attention.scale,
+            q_num_heads=attention.heads, kv_num_heads=attention.kv_heads,
+        )  # fmt: skip
+
+    def keep_source(self, key: Hidden, value: Hidden, layer: int, attention: Attention) -> None:
+        """See EncoderDecoderBuilder."""
+        self.kept_heads = attention.heads, attention.head_width
+        shape: list[str | int] = [1, attention.heads, "source", attention.head_width]
+        for part, x in (("key", key), ("value", value)):
+            name = f"source.{layer}.{part}"
+            apart = self.heads_apart(self.real(x), attention.heads)
+            self.writer.node_giving("Transpose", [apart], [name], domain="", name=name, perm=[0, 2, 1, 3])
+            self.writer.declare_named_output(name, TensorProto.FLOAT, shape)
+
+    def _relative(self, relative: RelativeBias) -> str:
+        """``[1, H, S, S]``, once for all layers that share it.
+
+        A row of it is a stretch of one long row of values by offset. All stretches of :data:`STRIP` numbers are
+        stored, and rows put together from these: several times faster than number by number.
+        """
+        if relative not in self._biases:
+            node, integers, constant = self.writer.node, self.writer.integers, self.writer.constant
+            strips, first = self._strips(relative)
+            heads = strips.shape[0]
+            table = self.writer.stored(f"{relative.table}.strips", strips.reshape(heads, -1, STRIP))
+            if self._tokens is None:
+                self._tokens = node("Shape", ["input_ids"], start=1, end=2)
+            starts = node("Slice", [constant(first), integers(0), self._tokens, integers(0)])
+            round_up = node("Div", [node("Add", [self._tokens, integers(STRIP - 1)]), integers(STRIP)])
+            count = node("Squeeze", [node("Cast", [round_up], to=TensorProto.INT32)])
+            along = node("Range", [constant(np.int32(0)), count, constant(np.int32(1))])
+            places = node("Add", [node("Unsqueeze", [starts, integers(1)]), along])
+            rows = node("Gather", [table, places], axis=1)
+            flat = node("Reshape", [rows, node("Concat", [integers(1, heads), self._tokens, integers(-1)], axis=0)])
+            self._biases[relative] = node("Slice", [flat, integers(0), self._tokens, integers(3)])
+        return self._biases[relative]
+
+    def _strips(self, relative: RelativeBias) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Strips ``[H, STRIP, n, STRIP]``: ``[h, r, a]`` are the values from ``STRIP * a + r`` on, the first of all
+        being that of offset ``1 - positions``; and for each query the number of the strip that its row begins with."""
+        most = -(-2 * self.positions // STRIP) + 1
+        offsets = np.arange((most + 1) * STRIP, dtype=np.int64) - (self.positions - 1)
+        values = np.ascontiguousarray(self.vector(relative.table)[relative.bucket_of(offsets)].T, np.float32)
+        shifted = [values[:, shift : shift + most * STRIP].reshape(len(values), most, STRIP) for shift in range(STRIP)]
+        begins = np.arange(self.positions - 1, -1, -1)
+        return np.stack(shifted, axis=1), (begins % STRIP * most + begins // STRIP).astype(np.int32)
