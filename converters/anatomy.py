@@ -36,6 +36,23 @@ of an encoder-decoder's decoder, and ``cross_heads`` of its attention to the sou
 halves.
 """
 
+UnitKind = Literal["heads", "decoder_heads", "cross_heads", "neurons", "decoder_neurons"]
+"""What can be pruned by the unit in each layer: of an encoder-decoder's decoder its attention to the source apart."""
+
+HEAD_KINDS: tuple[UnitKind, ...] = ("heads", "decoder_heads", "cross_heads")
+
+_KIND_OF: Mapping[Role, UnitKind] = {
+    "heads": "heads",
+    "head": "heads",
+    "kv_heads": "heads",
+    "joined": "heads",
+    "decoder_heads": "decoder_heads",
+    "decoder_head": "decoder_heads",
+    "cross_heads": "cross_heads",
+    "neurons": "neurons",
+    "decoder_neurons": "decoder_neurons",
+}
+
 ENCODERS = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlnet")
 DECODERS = ("gemma", "gpt2", "llama", "qwen2", "qwen3")
 ENCODER_DECODERS = ("bart", "marian", "mt5", "t5")
@@ -143,6 +160,8 @@ class Anatomy:
         copies: of sizes, names under which transformers wants a tensor once more, and that tensor's name.
         rows_before: rows of the table of positions that the configuration does not count.
         default_tokens: longest input of a checkpoint whose tokenizer sets no limit; None: as many as have positions.
+        width_power: of a tensor's name and sizes, by which power of the root of the hidden width the tensor must grow
+            with that width, since the program has the width in it; 0 for nearly all.
         scales_embeddings: embeddings are multiplied by the root of the hidden width (Gemma).
         own_head_width: the configuration has the width of a head, so that heads and hidden width are pruned apart.
         heads_divide_hidden: transformers takes only a hidden width that the number of heads divides.
@@ -172,6 +191,7 @@ class Anatomy:
     settle: Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]] | None = None
     copies: Callable[[Shape], Mapping[str, str]] | None = None
     rows_before: int = 0
+    width_power: Callable[[str, Shape], int] | None = None
     default_tokens: int | None = None
 
     def parameters_of(self, task: Task, layers: int, decoder_layers: int = 0) -> dict[str, Parameter]:
@@ -192,17 +212,50 @@ class Anatomy:
         found = self.parameters_of(task, shape.layers, shape.decoder_layers)
         return {name: each for name, each in found.items() if each.when is None or each.when(shape)}
 
+    @staticmethod
+    def unit_kind(role: Role) -> UnitKind | None:
+        """The kind of units that an axis counts; None where it counts something else."""
+        return _KIND_OF.get(role)
+
+    def unit_counts(self, shape: Shape) -> dict[UnitKind, tuple[int, int]]:
+        """Layers, and units of each layer, by kind; heads that share a key/value head count as one."""
+        layers = 1 if self.shared_layers else shape.layers
+        counts: dict[UnitKind, tuple[int, int]] = {
+            "heads": (layers, shape.heads // shape.group),
+            "neurons": (layers, shape.neurons),
+        }
+        if self.kind == "encoder-decoder":
+            counts["decoder_heads"] = counts["cross_heads"] = (shape.decoder_layers, shape.decoder_heads)
+            counts["decoder_neurons"] = (shape.decoder_layers, shape.decoder_neurons)
+        return counts
+
     @property
-    def heads_are_tied(self) -> bool:
-        """Whether a head of one layer is the same number's head in all others (a bias for each head, used by all)."""
-        found = [each for each in self.parameters if "layer}" not in each.name]
-        return not self.shared_layers and any({"head", "heads"} & set(each.axes) for each in found)
+    def tied_kinds(self) -> frozenset[UnitKind]:
+        """Kinds of units whose number is the same unit in all layers (a bias for each head, which all layers use)."""
+        if self.shared_layers:
+            return frozenset()
+        found = {_KIND_OF.get(role) for each in self.parameters if "layer}" not in each.name for role in each.axes}
+        return frozenset(kind for kind in found if kind is not None)
 
     def layer_number(self, name: str) -> int | None:
-        """The layer that a tensor of this full name belongs to; None outside of layers or where they share one."""
-        number = re.escape(self.layer_prefix).replace(re.escape("{layer}"), r"(\d+)")
-        found = re.search(rf"(?:^|\.){number}", name)
-        return int(found[1]) if found is not None and found.groups() else None
+        """The layer of its half that a tensor of this full name belongs to.
+
+        None outside of layers or where they share one.
+        """
+        bare = name.removeprefix(self.prefix)
+        if any(bare == each.name for each in self.parameters if "layer}" not in each.name):
+            return None
+        for prefix in (self.layer_prefix, self.decoder_prefix):
+            number = re.sub(r"\\\{(decoder_)?layer\\\}", r"(\\d+)", re.escape(prefix or "-"))
+            found = re.search(rf"(?:^|\.){number}", name)
+            if found is not None and found.groups():
+                return int(found[1])
+        return None
+
+    def is_in_decoder(self, name: str) -> bool:
+        """Whether a tensor of this full name is of a layer of an encoder-decoder's decoder."""
+        start = (self.decoder_prefix or "-").split("{")[0]
+        return self.layer_number(name) is not None and name.removeprefix(self.prefix).startswith(start)
 
     def embedding_follows_hidden(self, names: Mapping[str, Any]) -> bool:
         """Whether the embedding tables lie right on the hidden width, without a projection (``names``: the weights)."""

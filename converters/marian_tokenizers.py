@@ -6,6 +6,7 @@ the likelihoods by which texts are cut. Pieces of the target alone are kept for 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ def is_marian(folder: Path) -> bool:
     return (folder / SOURCE).is_file() and (folder / NUMBERS).is_file()
 
 
-def read_marian(folder: Path, config: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a folder for which :func:`is_marian` holds; ``config``: of ``tokenizer_config.json``.
+def read_marian(folder: Path, config: Mapping[str, Any], named: Mapping[str, str]) -> Tokenizer:
+    """The tokenizer of a folder for which :func:`is_marian` holds.
+
+    Args:
+        config: content of ``tokenizer_config.json``.
+        named: the special tokens ``eos_token``, ``unk_token`` and ``pad_token`` that it names.
 
     Raises:
         StudentError: source and target are numbered apart, the model goes by no likelihoods, or a file is damaged.
@@ -51,14 +56,13 @@ def read_marian(folder: Path, config: dict[str, Any]) -> Tokenizer:
         )
     likely = {each.piece: each.score for each in model.pieces if each.type in USED}
     special = {piece for piece in pieces if piece.startswith(">>") and piece.endswith("<<")}
-    named = {name: config.get(f"{name}_token", default) for name, default in DEFAULTS.items()}
-    names = {name: each.get("content") if isinstance(each, dict) else each for name, each in named.items()}
-    missing = [token for name, token in names.items() if token not in pieces and name != "pad"]
+    names = {**DEFAULTS, **named}
+    missing = [names[name] for name in ("eos_token", "unk_token") if names[name] not in pieces]
     if missing:
         raise StudentError(f"{folder / NUMBERS} does not number {missing[0]!r}; the file is damaged")
-    special |= {token for token in names.values() if token in pieces}
+    special |= {names[name] for name in DEFAULTS if names[name] in pieces}
     scores = [(piece, 0.0 if piece in special else likely.get(piece, UNREAD)) for piece in pieces]
-    tokenizer = Tokenizer(models.Unigram(scores, unk_id=pieces.index(names["unk"]), byte_fallback=False))
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=pieces.index(names["unk_token"]), byte_fallback=False))
     normalizer = bytes(model.normalizer_spec.precompiled_charsmap)
     if normalizer:
         tokenizer.normalizer = normalizers.Precompiled(normalizer)
@@ -66,14 +70,14 @@ def read_marian(folder: Path, config: dict[str, Any]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)
     tokenizer.add_special_tokens(sorted(special, key=pieces.index))
-    end = names["eos"]
+    end = names["eos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, pieces.index(end))]
     )
     return tokenizer
 
 
-DEFAULTS = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+DEFAULTS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 """What Marian calls its special tokens where ``tokenizer_config.json`` does not say."""
 
 
@@ -86,7 +90,7 @@ def _pieces(path: Path) -> list[str]:
 
 
 def _model(path: Path) -> Any:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sentencepiece import sentencepiece_model_pb2 as sentencepiece
 
     # The class is made while that module is imported.

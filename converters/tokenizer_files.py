@@ -36,8 +36,11 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:
             raise StudentError(f"{path} is not a tokenizer that can be read: {error}") from error
+    elif is_marian(folder):
+        named = {name: token for name in NAMED if (token := special_token(config, name)) is not None}
+        tokenizer = read_marian(folder, config, named)
     else:
-        tokenizer = read_marian(folder, config) if is_marian(folder) else _converted(folder)
+        tokenizer = _converted(folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer, config

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,8 +33,14 @@ ENCODER_ID_FIELDS = ("cls_token_id", "sep_token_id", "mask_token_id", "unk_token
 """Fields of ``config.json`` with a token's number, beside those of the generation defaults."""
 
 
-def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> Student:
+SENTINEL = re.compile(r"<extra_id_\d+>")
+"""T5's tokens that stand for what was left out of a text; only its pretraining uses them."""
+
+
+def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0, sentinels: bool = True) -> Student:
     """The student with only the tokens that ``texts`` use, at most ``size`` of them (0: all of them).
+
+    ``sentinels``: T5's ``<extra_id_…>`` stay, whether used or not, so that it can be trained as it was at first.
 
     Raises:
         RecipeError: no texts, or ``size`` is too small even for the tokens that must stay.
@@ -42,13 +49,15 @@ def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> St
     if not texts:
         raise RecipeError("the vocabulary is trimmed to domain text, and there is none")
     description = json.loads(student.tokenizer.to_str())
-    kept = _kept_rows(student, description, texts, size)
+    kept = _kept_rows(student, description, texts, size, sentinels)
     new_id = {old: new for new, old in enumerate(kept)}
     tokenizer = Tokenizer.from_str(json.dumps(_rewritten(description, new_id)))
     if size == 0 or len(kept) < size:
         _check_agreement(student.tokenizer, tokenizer, new_id, texts[:CHECKED])
     config = generation_defaults.renumbered(copy.deepcopy(student.config), new_id)
-    config[student.anatomy.config_fields["vocabulary"]] = len(kept)
+    for field in ("vocabulary", "decoder_vocabulary"):
+        if field in student.anatomy.config_fields:
+            config[student.anatomy.config_fields[field]] = len(kept)
     for field in ENCODER_ID_FIELDS:
         if isinstance(config.get(field), int):
             config[field] = new_id.get(config[field])
@@ -59,9 +68,10 @@ def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> St
     index = torch.tensor(kept)
     layout, state = student.layout, {}
     for name, tensor in student.state.items():
-        if layout[name].axes[0] == "vocabulary":
-            tensor = tensor[index].contiguous()
-        elif layout[name].axes[0] == "positions":
+        axes = layout[name].axes
+        if "vocabulary" in axes:
+            tensor = tensor.index_select(axes.index("vocabulary"), index).contiguous()
+        elif axes[0] == "positions":
             tensor = tensor[moved:].contiguous()
         state[name] = tensor
     tokenizer_config = dict(student.tokenizer_config)
@@ -70,6 +80,8 @@ def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> St
         tokenizer_config["added_tokens_decoder"] = {
             str(new_id[int(old)]): entry for old, entry in decoder.items() if int(old) in new_id
         }
+    if not sentinels:
+        tokenizer_config = _without_sentinels(tokenizer_config)
     return replace(
         student,
         config=config,
@@ -81,12 +93,25 @@ def trim_vocabulary(student: Student, texts: Sequence[str], size: int = 0) -> St
     )
 
 
+def _without_sentinels(tokenizer_config: Mapping[str, Any]) -> dict[str, Any]:
+    """``tokenizer_config.json`` without T5's sentinels, which transformers would put into the vocabulary again."""
+    changed = {name: value for name, value in tokenizer_config.items() if name != "extra_ids"}
+    for field in ("additional_special_tokens", "extra_special_tokens"):
+        if isinstance(changed.get(field), list):
+            texts = [each.get("content") if isinstance(each, dict) else each for each in changed[field]]
+            known = zip(changed[field], texts, strict=True)
+            changed[field] = [each for each, text in known if not SENTINEL.fullmatch(str(text))]
+    return changed
+
+
 def trimmed_size(student: Student, texts: Sequence[str], size: int = 0) -> int:
     """How many tokens :func:`trim_vocabulary` keeps; raises as it does."""
-    return len(_kept_rows(student, json.loads(student.tokenizer.to_str()), texts, size))
+    return len(_kept_rows(student, json.loads(student.tokenizer.to_str()), texts, size, True))
 
 
-def _kept_rows(student: Student, description: Mapping[str, Any], texts: Sequence[str], size: int) -> list[int]:
+def _kept_rows(
+    student: Student, description: Mapping[str, Any], texts: Sequence[str], size: int, sentinels: bool
+) -> list[int]:
     """Rows of the embedding table to keep, ascending."""
     counts: Counter[int] = Counter()
     for start in range(0, len(texts), 1000):
@@ -98,7 +123,7 @@ def _kept_rows(student: Student, description: Mapping[str, Any], texts: Sequence
         failed = [text for text, each in zip(some, encodings, strict=True) if unknown in each.ids]
         counts.update(_pieces_before_failure(student.tokenizer, description["model"], failed))
     rows = student.shape.vocabulary
-    return [number for number in _kept_ids(student, description, counts, size) if number < rows]
+    return [number for number in _kept_ids(student, description, counts, size, sentinels) if number < rows]
 
 
 def _unknown_id(model: Mapping[str, Any]) -> int | None:
@@ -135,11 +160,14 @@ def _longest_matches(word: str, vocabulary: Mapping[str, int], prefix: str) -> l
     return matches
 
 
-def _kept_ids(student: Student, description: Mapping[str, Any], counts: Counter[int], size: int) -> list[int]:
+def _kept_ids(
+    student: Student, description: Mapping[str, Any], counts: Counter[int], size: int, sentinels: bool
+) -> list[int]:
     """Old ids to keep, ascending."""
     model = description["model"]
     vocabulary = _vocabulary(model)
-    must = {entry["id"] for entry in description.get("added_tokens") or ()}
+    added = description.get("added_tokens") or ()
+    must = {entry["id"] for entry in added if sentinels or not SENTINEL.fullmatch(entry["content"])}
     must |= generation_defaults.token_ids(student.config) | generation_defaults.token_ids(student.generation)
     must.update(number for field in ENCODER_ID_FIELDS if isinstance(number := student.config.get(field), int))
     must |= {student.pad_id, *_processor_ids(description.get("post_processor"))}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..anatomy import Task
 
 _SIZE = click.IntRange(1)
-_SHOWN = ("layers", "hidden", "heads", "neurons", "positions", "vocabulary")
+_SHOWN = ("layers", "decoder_layers", "hidden", "heads", "neurons", "decoder_neurons", "positions", "vocabulary")
 
 
 @command(epilog="Follow it with edgescribe recover: what is pruned alone answers worse.")
@@ -32,12 +32,15 @@ _SHOWN = ("layers", "hidden", "heads", "neurons", "positions", "vocabulary")
 @task_option
 @train_option
 @recipe_option("Takes the place of the sizes below.")
-@click.option("--layers", type=_SIZE, help="Layers to keep.")
+@click.option("--layers", type=_SIZE, help="Layers to keep; of an encoder-decoder the encoder's.")
+@click.option("--decoder-layers", type=_SIZE, help="Layers of an encoder-decoder's decoder.")
 @click.option("--neurons", type=_SIZE, help="Neurons of each feed-forward block.")
+@click.option("--decoder-neurons", type=_SIZE, help="Of the decoder's blocks (BART and Marian alone).")
 @click.option("--heads", type=_SIZE, help="Attention heads of each layer; the hidden width follows.")
 @click.option("--hidden", type=_SIZE, help="Hidden width; the heads follow.")
 @click.option("--positions", type=_SIZE, help="Longest input in tokens.")
 @click.option("--vocabulary", type=click.IntRange(0), help="Most tokens to keep; 0 keeps all that --train uses.")
+@click.option("--drop-sentinels", is_flag=True, help="With --vocabulary: T5's <extra_id_...> tokens leave too.")
 @out_option("the new checkpoint")
 @force_option
 @pickle_option
@@ -49,14 +52,17 @@ def prune(
     out: Path,
     force: bool,
     allow_pickle: bool,
+    drop_sentinels: bool,
     **sizes: int | None,
 ) -> Result:
     """Take units or tokens out of STUDENT for good; those that matter least go first."""
     given = {name: size for name, size in sizes.items() if size is not None}
-    if recipe is not None and given:
-        raise click.UsageError(f"--recipe and --{next(iter(given))} exclude each other")
+    if recipe is not None and (given or drop_sentinels):
+        name = next(iter(given), "drop_sentinels").replace("_", "-")
+        raise click.UsageError(f"--recipe and --{name} exclude each other")
+    names = (name.replace("_", "-") for name in sizes)
     if recipe is None and not given:
-        raise click.UsageError("say what to prune: --recipe, or at least one of --" + ", --".join(sizes))
+        raise click.UsageError("say what to prune: --recipe, or at least one of --" + ", --".join(names))
     from ..prune import Pruning
     from ..prune_checkpoint import prune_checkpoint
 
@@ -67,14 +73,14 @@ def prune(
             train=train,
             out=out,
             recipe=recipe,
-            pruning=Pruning(**given) if recipe is None else None,
+            pruning=Pruning(**given, sentinels=not drop_sentinels) if recipe is None else None,
             allow_pickle=allow_pickle,
             force=force,
             on_advance=bars,
             warn=warn,
         )
     before, after = asdict(done.before), asdict(done.after)
-    rows = [(name, before[name], after[name]) for name in _SHOWN]
+    rows = [(name, before[name], after[name]) for name in _SHOWN if before[name]]
     rows.append(("weights", done.parameters_before, done.parameters_after))
     data = {"checkpoint": done.folder, "before": before, "after": after}
     data |= {"parameters_before": done.parameters_before, "parameters_after": done.parameters_after}

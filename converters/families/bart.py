@@ -13,6 +13,7 @@ from .bart_layers import (
     DECODER,
     ENCODER,
     PREFIX,
+    SCALED,
     SHARED,
     TABLES,
     Programs,
@@ -45,6 +46,11 @@ def _copies(shape: Shape) -> dict[str, str]:
     return {SHARED: TABLES[0]} if is_apart(shape) else table_copies(shape)
 
 
+def _width_power(name: str, shape: Shape) -> int:
+    """Where embeddings are scaled by the width, positions are scaled along; then both are normalised."""
+    return int(SCALED in shape.variant and name.removesuffix(".weight") in POSITIONS)
+
+
 ANATOMY = Anatomy(
     model_type="bart",
     parameters=(
@@ -71,4 +77,5 @@ ANATOMY = Anatomy(
     settle=_settle,
     copies=_copies,
     rows_before=ROWS_BEFORE,
+    width_power=_width_power,
 )

@@ -18,6 +18,7 @@ from .bart_layers import (
     DECODER,
     ENCODER,
     PREFIX,
+    SCALED,
     Programs,
     bart_shape,
     layer_parameters,
@@ -76,6 +77,23 @@ def _copies(shape: Shape) -> dict[str, str]:
     return {POSITIONS[1]: POSITIONS[0], **table_copies(shape)}
 
 
+def _width_power(name: str, shape: Shape) -> int:
+    """Scaled embeddings are not normalised before the first layer: what reads and joins them there is scaled along."""
+    if SCALED not in shape.variant:
+        return 0
+    if name in POSITIONS:
+        return 1
+    half = next((start for start in FIRST if name.startswith(start)), None)
+    if half is None:
+        return 0
+    part, _, end = name.removeprefix(half).partition(".")
+    return 1 if part == "out_proj" else -int(end == "weight")
+
+
+FIRST = tuple(f"{PREFIX}{half}.layers.0.self_attn." for half in ("encoder", "decoder"))
+"""What the names of the first layers' attention begin with."""
+
+
 ANATOMY = Anatomy(
     model_type="marian",
     parameters=(
@@ -86,7 +104,7 @@ ANATOMY = Anatomy(
     ),
     heads_of={"summarize": BART_HEADS},
     prefix=PREFIX,
-    config_fields=CONFIG_FIELDS,
+    config_fields={**CONFIG_FIELDS, "decoder_vocabulary": "decoder_vocab_size"},
     shape=_shape,
     forward=PROGRAMS.both,
     architectures={"summarize": "MarianMTModel"},
@@ -96,4 +114,5 @@ ANATOMY = Anatomy(
     decoder_prefix=DECODER,
     settle=settle,
     copies=_copies,
+    width_power=_width_power,
 )

@@ -104,7 +104,7 @@ def settle(config: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, Any
         state["shared.weight"] = table
         for name in COPIES:
             if name in state and not _equal(state[name], table):
-                raise StudentError(f"the weights have {name} apart from shared.weight; halves with one table are served")
+                raise StudentError(f"the weights have {name} apart from shared.weight, and halves share one table here")
     tied = head is None or (table is not None and _equal(head, table))
     config["tie_word_embeddings"] = tied
     for name in (*COPIES, HEAD) if tied else COPIES:
@@ -245,6 +245,11 @@ def run_both(graph: EncoderDecoderBuilder, shape: Shape, task: Task) -> None:
     decode(graph, shape)
 
 
+def _width_power(name: str, shape: Shape) -> int:
+    """What enters the head is divided by the root of the width; the norm before it makes up for another one."""
+    return int(SCALED in shape.variant and name == "decoder.final_layer_norm.weight")
+
+
 def t5_anatomy(model_type: str, architecture: str) -> Anatomy:
     """The anatomy of T5 or of kin that differs by its name alone."""
     shared = Parameter("shared.weight", ("vocabulary", "hidden"), "table")
@@ -266,4 +271,5 @@ def t5_anatomy(model_type: str, architecture: str) -> Anatomy:
         settle=settle,
         ignored=IGNORED,
         default_tokens=DEFAULT_TOKENS,
+        width_power=_width_power,
     )
