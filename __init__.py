@@ -55,9 +55,13 @@ if TYPE_CHECKING:
     from .sdk.bundle import Bundle
     from .sdk.generation import Generation
     from .sdk.load import load, load_summarizer, load_writer
+    from .sdk.long_text import LongProgress, LongSummary
+    from .sdk.sentences import sentences
     from .sdk.student import Classification, Student, Tag
     from .sdk.summarizer import Summarizer
     from .sdk.summary_run import Summary
+    from .sdk.transcripts import read_transcript, transcript_turns
+    from .sdk.turn import TranscriptReport, Turn
     from .sdk.writer import Writer
 
 __version__ = "0.1.0"
@@ -68,6 +72,13 @@ _LAZY = {
     "load_summarizer": ".sdk.load",
     "Summarizer": ".sdk.summarizer",
     "Summary": ".sdk.summary_run",
+    "LongSummary": ".sdk.long_text",
+    "LongProgress": ".sdk.long_text",
+    "read_transcript": ".sdk.transcripts",
+    "transcript_turns": ".sdk.transcripts",
+    "Turn": ".sdk.turn",
+    "TranscriptReport": ".sdk.turn",
+    "sentences": ".sdk.sentences",
     "Writer": ".sdk.writer",
     "Generation": ".sdk.generation",
     "Bundle": ".sdk.bundle",
@@ -103,6 +114,8 @@ __all__ = [
     "Evaluation",
     "Generation",
     "InputError",
+    "LongProgress",
+    "LongSummary",
     "MissingExtraError",
     "OutputError",
     "OverBudgetError",
@@ -118,6 +131,8 @@ __all__ = [
     "Summarizer",
     "Summary",
     "Tag",
+    "TranscriptReport",
+    "Turn",
     "UsageError",
     "Writer",
     "WrongAnswerError",
@@ -131,7 +146,10 @@ __all__ = [
     "plan_conversion",
     "prune_checkpoint",
     "read_recipe",
+    "read_transcript",
     "recover_checkpoint",
+    "sentences",
+    "transcript_turns",
 ]
 
 
