@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from numpy import float32, int64
@@ -14,7 +15,7 @@ from ..device_profiles.probe import probe
 from ..sdk.budget_check import BudgetReport, check_budget
 from ..sdk.bundle import Bundle
 from ..sdk.measure import Effort, machine_text
-from . import evaluate_writing
+from . import evaluate_summaries, evaluate_writing
 from .advance import OnAdvance, part_of
 from .conversion_data import Texts, examples_of
 from .conversion_report import ConversionReport, Sample, Stage, TrainingCurve, artifact_stage
@@ -54,6 +55,8 @@ def prove(
     written: tuple[Sample, ...] = ()
     if request.student.task == "generate":
         stages, evaluations, written = _of_writer(request, bundle, converted, effort, on_advance)
+    elif request.student.task == "summarize":
+        stages, evaluations, written = _of_summarizer(request, bundle, effort, on_advance)
     else:
         stages, reference = _torch_stages(request, on_advance)
         data = EvaluationData(texts, examples_of(request.evaluation, converted), reference)
@@ -162,6 +165,42 @@ def _of_writer(
     names = [(artifact.runtime, artifact.precision) for artifact in bundle.manifest.artifacts]
     part = part_of(on_advance, "writing samples")
     return stages, evaluations, evaluate_writing.samples(request.student, bundle.folder, names, texts, part)
+
+
+def _of_summarizer(
+    request: Request, bundle: Bundle, effort: Effort, on_advance: OnAdvance
+) -> tuple[list[Stage], list[ArtifactEvaluation], tuple[Sample, ...]]:
+    """Rows for the baseline, teacher and student, what the artifacts come to, and some of what all wrote."""
+    source_tokens, summary_tokens = evaluate_summaries.contexts_of(bundle)
+    data = evaluate_summaries.summary_data(request.evaluation, source_tokens, summary_tokens)
+    stages = [evaluate_summaries.baseline_stage(data)]
+    written: dict[str, Sequence[str]] = {}
+    if request.teacher is not request.student:
+        part = part_of(on_advance, "evaluating the teacher")
+        metrics, written["teacher"] = evaluate_summaries.evaluate_in_torch(graph_of(request.teacher), data, part)
+        stages.append(torch_stage("teacher", request.teacher, metrics))
+    part = part_of(on_advance, "evaluating the student")
+    metrics, unpruned = evaluate_summaries.evaluate_in_torch(graph_of(request.student), data, part)
+    stages.append(torch_stage("student", request.student, metrics))
+    written["student"] = unpruned
+    data = replace(data, unpruned=unpruned)
+    asked = max(device.budgets[request.student.task].tokens for device in request.devices)
+    evaluations = []
+    for artifact in bundle.manifest.artifacts:
+        part = part_of(on_advance, f"evaluating on {artifact.runtime}")
+        part(0.0)
+        found = evaluate_summaries.evaluate_summarizer_artifact(
+            bundle,
+            artifact.runtime,
+            artifact.precision,
+            data,
+            tokens=max(2, min(asked, source_tokens)),
+            effort=effort,
+            on_progress=part,
+        )
+        evaluations.append(found)
+        written[found.name] = found.texts
+    return stages, evaluations, evaluate_summaries.samples(data, written)
 
 
 def _artifacts(

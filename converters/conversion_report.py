@@ -17,7 +17,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Latency and memory of one stage. ``how`` as in the manifest; milliseconds at batch 1, MiB, calls a second.
 
     A writer's latency is that of a decode step behind a prompt of ``tokens`` tokens; ``ttft_ms`` from that prompt to
-    the first token, ``tokens_per_s`` while decoding.
+    the first token, ``tokens_per_s`` while decoding. Of a summariser likewise behind a source of ``tokens`` tokens,
+    where ``tokens_per_s`` counts reading it too.
     ``cold_ms``: from starting the process to the first answer, None where no fresh process was measured.
     """
 
@@ -41,8 +42,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the report's table.
 
     Attributes:
-        name: ``teacher``, ``student`` or ``<runtime>/<precision>``.
-        kind: what it is.
+        name: ``teacher``, ``student`` or ``<runtime>/<precision>``; a baseline's own name.
+        kind: what it is; a baseline is a plain method that students are to do better than.
         metrics: its quality on the evaluation data; None where it was not evaluated.
         size_mib: its file or files on disk, an artifact's with the tokenizer.
         parameters: number of weights; None where not counted.
@@ -50,7 +51,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    kind: Literal["teacher", "student", "artifact"]
+    kind: Literal["baseline", "teacher", "student", "artifact"]
     metrics: Metrics | None
     size_mib: float
     parameters: int | None = None
@@ -68,10 +69,14 @@ class TrainingCurve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written to one ``prompt``: ``texts`` by stage (``student``, ``<runtime>/<precision>``)."""
+    """What was written to one ``prompt``: ``texts`` by stage (``student``, ``<runtime>/<precision>``).
+
+    Of a summariser ``prompt`` is the text, and ``reference`` its true summary.
+    """
 
     prompt: str
     texts: dict[str, str]
+    reference: str | None = None
 
 
 class ConversionReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +95,7 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True):
         machine: what measured, in words.
         rows: number of texts by what they served for (``train``, ``validation``, ``evaluation``).
         seconds: how long the conversion took.
-        samples: of a writer: what it wrote at each stage.
+        samples: of a writer or summariser: what it wrote at each stage.
         notes: what a reader should know beside the figures (a busy machine, labels without examples).
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..device_profiles.profiles import load_profile
@@ -18,6 +18,7 @@ from .plan import Plan, budget_of, make_plan, preferred_runtime
 from .read import read_student
 from .recipe import Recipe, read_recipe
 from .student import Student
+from .summary_data import with_prefix
 
 WRITERS = {"onnxruntime": "onnx", "openvino": "openvino", "litert": "flatbuffers"}
 """The package that writes a runtime's artifacts."""
@@ -49,6 +50,7 @@ def read_request(
     teacher: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     runtimes: Sequence[str] = RUNTIMES,
+    prefix: str | None = None,
     allow_pickle: bool = False,
     warn: Callable[[str], None] | None = None,
 ) -> Request:
@@ -72,8 +74,14 @@ def read_request(
     profiles = tuple(load_profile(device) for device in dict.fromkeys(devices))
     plan = None
     if recipe is None:
-        plan = make_plan(read, profiles, runtimes=runtimes, texts=train_texts.texts + validation_texts.texts)
+        words = train_texts.words(read) + validation_texts.words(read)
+        plan = make_plan(read, profiles, runtimes=runtimes, texts=words)
         recipe = plan.recipe
+    recipe = with_prefix_given(recipe, task, prefix)
+    if task == "summarize":
+        same = guide is read
+        read = with_prefix(read, recipe.prefix)
+        guide = read if same else with_prefix(guide, recipe.prefix)
     runtimes = trusted_runtimes(runtimes, recipe.precision, warn)
     for profile in profiles:
         budget_of(profile, task)
@@ -81,6 +89,19 @@ def read_request(
     return Request(
         read, guide, profiles, recipe, plan, train_texts, validation_texts, evaluation_texts, tuple(runtimes)
     )
+
+
+def with_prefix_given(recipe: Recipe, task: Task, prefix: str | None) -> Recipe:
+    """The recipe with the prefix that was asked for.
+
+    Raises:
+        UsageError: a prefix for another task than summarising.
+    """
+    if prefix is None:
+        return recipe
+    if task != "summarize":
+        raise UsageError(f"a prefix is put before the texts of summarisers; the task is {task}")
+    return replace(recipe, prefix=prefix)
 
 
 def read_teacher(source: str | Path, student: Student, allow_pickle: bool = False) -> Student:

@@ -22,19 +22,19 @@ from ..sdk.bundle_writer import check_output
 from ..sdk.measure import QUICK, Effort
 from .advance import Advance, OnAdvance, part_of, unwatched
 from .anatomy import Task
+from .bundle_makers import bundle_maker_of
 from .checkpoint import load_graph, save_graph, save_student
 from .conversion_data import examples_of
 from .conversion_proof import over_budget, prove
 from .conversion_report import ConversionReport, TrainingCurve, training_curve
 from .conversion_request import Request, read_request
-from .make_writer_bundle import bundle_maker_of
 from .output_errors import output_errors
 from .plan import Plan
 from .prune import prune
 from .read import read_student
 from .recipe import Recipe, recipe_from
 from .recover import with_relu
-from .recover_writer import recovery_of
+from .recoveries import recovery_of
 from .report import write_report
 from .stages import Stages, check_stages, open_stages, put_into_place, recorded
 from .student import Student
@@ -79,6 +79,7 @@ def convert(
     teacher: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     runtimes: Sequence[str] = RUNTIMES,
+    prefix: str | None = None,
     allow_pickle: bool = False,
     force: bool = False,
     resume: bool = False,
@@ -90,7 +91,7 @@ def convert(
 
     Args:
         student: checkpoint folder or hub id.
-        task: ``classify``, ``tag``, ``embed`` or ``generate``.
+        task: ``classify``, ``tag``, ``embed``, ``generate`` or ``summarize``.
         devices: profiles by name, ``host`` (this machine) or path; the bundle is to fit them all.
         train: data file to train on.
         evaluation: data file that serves for figures alone.
@@ -101,6 +102,7 @@ def convert(
         recipe: name, path or :class:`~edgescribe.converters.recipe.Recipe`; None takes the first on the ladder that
             is predicted to meet every budget.
         runtimes: which to make artifacts for.
+        prefix: of a summariser, what is put before every text; None takes the recipe's, or what the checkpoint names.
         allow_pickle: also take weights from ``pytorch_model.bin``.
         force: replace an existing bundle, and throw interrupted work on it away.
         resume: take up the conversion that was interrupted.
@@ -130,6 +132,7 @@ def convert(
         teacher=teacher,
         recipe=_recorded_recipe(target) if resume and recipe is None else recipe,
         runtimes=runtimes,
+        prefix=prefix,
         allow_pickle=allow_pickle,
         warn=warn,
     )
@@ -214,8 +217,8 @@ def _pruned(request: Request, on_advance: OnAdvance) -> Student:
     on_advance(Advance("pruning", 0.0))
     if not pruning.is_empty:
         few = request.train.part(range(min(len(request.train.texts), SCORED_TEXTS)))
-        examples = examples_of(few, student, None, recipe.train_tokens)
-        texts = request.train.texts + request.validation.texts
+        examples = examples_of(few, student, None, recipe.train_tokens, None, recipe.summary_tokens)
+        texts = request.train.words(student) + request.validation.words(student)
         student = prune(student, pruning, examples, texts, part_of(on_advance, "pruning"))
     if recipe.relu:
         student = with_relu(student)
@@ -233,9 +236,11 @@ def _exported(request: Request, graph: TorchGraph, stages: Stages, on_advance: O
         done += 1
 
     on_advance(Advance("exporting", 0.0))
-    limit = None
-    if graph.student.task == "generate":
+    limit, options = None, dict[str, int]()
+    if graph.student.task in ("generate", "summarize"):
         limit = min(request.recipe.max_tokens or graph.student.max_tokens, graph.student.max_tokens)
+    if graph.student.task == "summarize":
+        options["summary_tokens"] = request.recipe.summary_tokens
     bundle = bundle_maker_of(graph.student.task)(
         graph.student,
         {request.recipe.precision: graph},
@@ -254,6 +259,7 @@ def _exported(request: Request, graph: TorchGraph, stages: Stages, on_advance: O
         max_tokens=limit,
         force=True,
         on_artifact=artifact,
+        **options,
     )
     on_advance(Advance("exporting", 1.0))
     return bundle

@@ -19,7 +19,7 @@ from ..errors import BundleError, DataError
 from ..sdk.measure import QUICK, Effort, ProcessReport, measure_process, outputs_of
 from ..sdk.student import softmax
 from .anatomy import Task
-from .metrics import Metrics, WritingMetrics, classification_metrics, embedding_metrics
+from .metrics import Metrics, SummaryMetrics, WritingMetrics, classification_metrics, embedding_metrics
 from .predict import predict
 from .torch_graph import TorchGraph
 from .training_data import Example
@@ -49,8 +49,9 @@ class ArtifactEvaluation:
         precision: its precision.
         metrics: how good its answers are.
         outputs: float32 logits ``[N, labels]`` of each text (``tag``: each labelled token), embeddings ``[N, W]``, or
-            of a writer the likeliest tokens ``[N, 1]``.
+            of a writer or summariser the likeliest tokens ``[N, 1]``.
         process: latency, memory and start-up figures of a process that loads and runs it.
+        texts: of a summariser, what it wrote of each text.
     """
 
     runtime: str
@@ -58,6 +59,7 @@ class ArtifactEvaluation:
     metrics: Metrics
     outputs: NDArray[np.float32]
     process: ProcessReport
+    texts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -185,7 +187,7 @@ def agreement(evaluations: Sequence[ArtifactEvaluation]) -> tuple[Agreement, ...
 
 
 def _alike(a: ArtifactEvaluation, b: ArtifactEvaluation) -> float:
-    if isinstance(a.metrics, WritingMetrics):
+    if isinstance(a.metrics, WritingMetrics | SummaryMetrics):
         return float((a.outputs == b.outputs).mean())
     if a.metrics.values().keys() >= {"accuracy"}:
         return float((a.outputs.argmax(axis=-1) == b.outputs.argmax(axis=-1)).mean())

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..sdk.bundle import Bundle, read_bundle
 from ..sdk.bundle_files import MANIFEST_NAME
 from ..sdk.measure import QUICK, Effort
+from . import evaluate_summaries
 from .advance import Advance, OnAdvance, part_of, unwatched
 from .anatomy import Task
 from .checkpoint import load_graph, task_of
@@ -24,10 +25,18 @@ from .evaluate_writing import WritingData, evaluate_in_torch, evaluate_writer_ar
 from .predict import predict
 from .read import read_student
 from .student import Student
+from .summary_data import SUMMARY_TOKENS
+from .torch_decoder import graph_of
 from .torch_graph import TorchGraph
 from .writing_data import encode_writing
 
 MIB = 1 << 20
+
+TIMED_TOKENS = 512
+"""Tokens of the source behind which a summariser's artifacts are timed, as in the devices' budgets."""
+
+MOST_SOURCE_TOKENS = 1024
+"""Tokens of a source that a checkpoint without a limit of its own reads."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,8 @@ def evaluate(
         found = task or task_of(folder)
     texts = read_texts(Path(evaluation), found, warn)
     goals = _goals(texts, found, reference, allow_pickle, on_advance)
+    if found == "summarize":
+        return _of_summaries(path, bundle, texts, runtimes, allow_pickle, effort, on_advance)
     if found == "generate":
         return _of_writing(folder, bundle, texts, runtimes, effort, on_advance)
     if bundle is not None:
@@ -185,6 +196,51 @@ def _of_writing(
         )
     stages = tuple(artifact_stage(each) for each in found)
     return Evaluation(bundle.manifest.name, "generate", len(kept), stages, agreement(found))
+
+
+def _of_summaries(
+    path: str | Path,
+    bundle: Bundle | None,
+    texts: Texts,
+    runtimes: Sequence[str],
+    allow_pickle: bool,
+    effort: Effort,
+    on_advance: OnAdvance,
+) -> Evaluation:
+    """The baseline, and a summariser's checkpoint in torch or each artifact of its bundle."""
+    if bundle is None:
+        graph = load_graph(Path(path), "summarize") if Path(path).is_dir() and not allow_pickle else None
+        if graph is None:
+            graph = graph_of(read_student(path, "summarize", allow_pickle=allow_pickle))
+        student = graph.student
+        data = evaluate_summaries.summary_data(texts, min(student.max_tokens, MOST_SOURCE_TOKENS), SUMMARY_TOKENS)
+        on_advance(Advance("reading", 1.0))
+        part = part_of(on_advance, "evaluating in torch")
+        metrics, _ = evaluate_summaries.evaluate_in_torch(graph, data, part)
+        count = student.parameter_count()
+        name = "torch/" + graph.precision
+        stage = Stage(name=name, kind="student", metrics=metrics, size_mib=count * 4 / MIB, parameters=count)
+        both = (evaluate_summaries.baseline_stage(data), stage)
+        return Evaluation(student.source, "summarize", len(data.texts), both)
+    source_tokens, summary_tokens = evaluate_summaries.contexts_of(bundle)
+    data = evaluate_summaries.summary_data(texts, source_tokens, summary_tokens)
+    on_advance(Advance("reading", 1.0))
+    found = []
+    for artifact in [each for name in runtimes or (None,) for each in bundle.artifacts(name)]:
+        part = part_of(on_advance, f"evaluating on {artifact.runtime}")
+        found.append(
+            evaluate_summaries.evaluate_summarizer_artifact(
+                bundle,
+                artifact.runtime,
+                artifact.precision,
+                data,
+                tokens=max(2, min(TIMED_TOKENS, source_tokens)),
+                effort=effort,
+                on_progress=part,
+            )
+        )
+    stages = (evaluate_summaries.baseline_stage(data), *(artifact_stage(each) for each in found))
+    return Evaluation(bundle.manifest.name, "summarize", len(data.texts), stages, agreement(found))
 
 
 def _tokenizing_student(bundle: Bundle, task: Task) -> Student:

@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from ..runtimes.registry import RUNTIMES
 from ..sdk.bundle import Bundle
 from ..sdk.bundle_writer import check_output
 from ..sdk.labelled_text import read_rows
 from .advance import Advance, OnAdvance, unwatched
 from .anatomy import Task
+from .bundle_makers import bundle_maker_of
 from .checkpoint import load_graph, read_record
 from .conversion_request import check_runtimes
-from .make_writer_bundle import bundle_maker_of
 from .recipe import FLOAT
+from .summary_data import SUMMARY_TOKENS, with_prefix
 
 ANSWERED_TEXTS = 64
 """Rows that known answers are chosen from."""
@@ -31,6 +32,8 @@ def export_checkpoint(
     task: Task | None = None,
     runtimes: Sequence[str] = RUNTIMES,
     max_tokens: int | None = None,
+    summary_tokens: int | None = None,
+    prefix: str | None = None,
     force: bool = False,
     on_advance: OnAdvance = unwatched,
     warn: Callable[[str], None] | None = None,
@@ -43,11 +46,14 @@ def export_checkpoint(
         texts: data file with texts of the kind that the student will meet; known answers are made from its first.
         task: what the checkpoint does; what it was made for unless given.
         max_tokens: longest input; all that the student reads unless given.
+        summary_tokens: of a summariser, the most tokens of a summary; the recipe's unless given.
+        prefix: of a summariser, what is put before every text; what the checkpoint names unless given.
         force: replace a bundle at ``out``.
 
     Raises:
         InputError: a checkpoint or data that cannot be used, or an ``out`` that cannot be written.
         EngineError: an engine is missing, or does not compute what torch does.
+        UsageError: ``summary_tokens`` or ``prefix`` for a student that does not summarise.
     """
     check_output(out, force)
     check_runtimes(runtimes)
@@ -56,6 +62,10 @@ def export_checkpoint(
     graph = load_graph(folder, task)
     source = graph.student
     graph.student = source.with_state(graph.state())
+    if source.task == "summarize":
+        graph.student = with_prefix(graph.student, prefix)
+    elif summary_tokens is not None or prefix is not None:
+        raise UsageError(f"summary tokens and a prefix are for summarisers; {folder} is made to {source.task}")
     rows = [row.text for row in islice(read_rows(Path(texts), ("text",)), ANSWERED_TEXTS)]
     if not rows:
         raise DataError(f"{texts} holds no texts; known answers are made from real ones")
@@ -63,6 +73,9 @@ def export_checkpoint(
     recipe = record.get("recipe")
     if not isinstance(recipe, dict):
         recipe = FLOAT.as_dict()
+    options = {}
+    if source.task == "summarize":
+        options["summary_tokens"] = summary_tokens or int(recipe.get("summary_tokens", SUMMARY_TOKENS))
     on_advance(Advance("reading", 1.0))
     done = 0
 
@@ -84,6 +97,7 @@ def export_checkpoint(
         max_tokens=max_tokens,
         force=force,
         on_artifact=artifact,
+        **options,
     )
     on_advance(Advance("exporting", 1.0))
     return bundle

@@ -24,10 +24,9 @@ from ..sdk.manifest import (
     WritingEntry,
 )
 from ..sdk.manifest_checks import DEFAULTS
-from .anatomy import Task
 from .export.decoder_answers import make_decoder_answers, prompts_of
 from .freeze import freeze
-from .make_bundle import TOKENIZER, creation_time, make_bundle, package_versions
+from .make_bundle import TOKENIZER, creation_time, package_versions
 from .quantized_weights import QuantizedWeights
 from .student import Student
 from .tokenizer_files import NAMED, special_token
@@ -112,11 +111,6 @@ def make_writer_bundle(
             provenance=provenance,
         )
         return writer.commit(manifest)
-
-
-def bundle_maker_of(task: Task) -> Callable[..., Bundle]:
-    """What makes the bundle of a task's students."""
-    return make_writer_bundle if task == "generate" else make_bundle
 
 
 def writing_entry(student: Student, context: int) -> WritingEntry:

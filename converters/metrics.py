@@ -1,4 +1,5 @@
-"""How good a student's answers are: classes and tags against labels, embeddings against a reference, texts foreseen.
+"""How good a student's answers are: classes and tags against labels, embeddings against a reference, texts foreseen,
+summaries against references.
 
 Macro averages go over the labels that occur in the data: a label that no example has cannot be right or wrong.
 Everything but the calibration error comes from scikit-learn.
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from .bootstrap import Interval
 
 CALIBRATION_BINS = 15
 _MOST_PAIRED = 1000  # embeddings whose similarities are compared pair by pair: half a million pairs
@@ -154,7 +156,45 @@ class WritingMetrics(msgspec.Struct, frozen=True, kw_only=True, tag="writing", t
         return {name: value for name, value in named.items() if value is not None}
 
 
-Metrics: TypeAlias = ClassificationMetrics | EmbeddingMetrics | WritingMetrics
+class SummaryMetrics(msgspec.Struct, frozen=True, kw_only=True, tag="summaries", tag_field="kind"):
+    """How good greedy summaries are, and how well the reference summaries were foreseen.
+
+    Attributes:
+        examples: texts summarised.
+        scores: figures of the summaries by name with confidence intervals, as
+            :func:`~edgescribe.converters.text_metrics.score_texts` gives them.
+        cross_entropy: mean negative log-likelihood of a token of the references, in nats; None where that was not
+            taken (a baseline that foresees nothing).
+        perplexity: its exponential.
+        token_accuracy: share of the references' tokens that were the likeliest.
+        agreement: share of the summaries that are, letter for letter, the unpruned student's in float32, or None.
+    """
+
+    examples: int
+    scores: dict[str, Interval]
+    cross_entropy: float | None = None
+    perplexity: float | None = None
+    token_accuracy: float | None = None
+    agreement: float | None = None
+
+    @property
+    def score(self) -> float:
+        """The task's own metric: ROUGE-L, a share."""
+        return self.scores["rougeL"].value
+
+    def values(self) -> dict[str, float]:
+        """The figures by name, as the manifest's ``quality`` keeps them."""
+        named = {name: interval.value for name, interval in self.scores.items()}
+        likelihood = {
+            "cross_entropy": self.cross_entropy,
+            "perplexity": self.perplexity,
+            "token_accuracy": self.token_accuracy,
+            "agreement": self.agreement,
+        }
+        return named | {name: value for name, value in likelihood.items() if value is not None}
+
+
+Metrics: TypeAlias = ClassificationMetrics | EmbeddingMetrics | WritingMetrics | SummaryMetrics
 
 
 def classification_metrics(

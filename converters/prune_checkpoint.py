@@ -75,7 +75,7 @@ def prune_checkpoint(
     few = texts.part(range(min(len(texts.texts), SCORED_TEXTS)))
     on_advance(Advance("reading", 1.0))
     on_advance(Advance("pruning", 0.0))
-    pruned = prune(read, sizes, examples_of(few, read, None, limit), texts.texts, part_of(on_advance, "pruning"))
+    pruned = prune(read, sizes, examples_of(few, read, None, limit), texts.words(read), part_of(on_advance, "pruning"))
     if relu:
         pruned = with_relu(pruned)
     save_student(pruned, target, {"source": read.source, "source_sha256": read.sha256, "pruned": asdict(sizes)})

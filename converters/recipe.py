@@ -21,6 +21,7 @@ from .anatomy import Task
 from .distillation import DistillationWeights
 from .prune import Pruning
 from .student import Student
+from .summary_data import SUMMARY_TOKENS
 from .training import TrainingSettings
 
 Precision = Literal["fp32", "w8a8-static", "w8a8-dynamic", "w4a8-dynamic"]
@@ -28,9 +29,13 @@ Precision = Literal["fp32", "w8a8-static", "w8a8-dynamic", "w4a8-dynamic"]
 
 @dataclass(frozen=True)
 class Shares:
-    """What a pruned student keeps of each size, 0 to 1. ``vocabulary``: trim it to what domain text uses."""
+    """What a pruned student keeps of each size, 0 to 1. ``vocabulary``: trim it to what domain text uses.
+
+    Of an encoder-decoder, ``layers`` are the encoder's and ``decoder_layers`` the decoder's.
+    """
 
     layers: float = 1.0
+    decoder_layers: float = 1.0
     neurons: float = 1.0
     width: float = 1.0
     vocabulary: bool = True
@@ -50,6 +55,12 @@ class Recipe:
         train_tokens: longer texts are cut at this many tokens in training (not in evaluation or on the device).
         max_tokens: longest input that the student keeps; what it could read beyond costs memory on the device.
             0 keeps all; ``prune.positions`` goes first. Of a writer: the most tokens of prompt and text together.
+            Of a summariser: the most tokens of a source.
+        summary_tokens: of a summariser, the most tokens of a summary, those that start and end it included.
+        prefix: of a summariser, what is put before every text; None takes what the checkpoint names.
+        teacher_summaries: of a summariser, the share of training texts for which the teacher writes the summary that
+            is learned (sequence-level distillation), 0 to 1.
+        teacher_beams: beams of the teacher's search; 1 is greedy.
     """
 
     name: str
@@ -61,6 +72,10 @@ class Recipe:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     train_tokens: int = 128
     max_tokens: int = 256
+    summary_tokens: int = SUMMARY_TOKENS
+    prefix: str | None = None
+    teacher_summaries: float = 0.0
+    teacher_beams: int = 1
 
     def pruning_of(self, student: Student) -> Pruning:
         """The sizes for one student; those that stay are None."""
@@ -74,9 +89,16 @@ class Recipe:
             hidden = _multiple(shape.hidden * keep.width, heads or shape.heads) if keep.width < 1 else None
         elif heads is None and hidden is None:
             heads = _share(shape.heads, keep.width)
-            hidden = None if heads is None else heads * shape.head_width
+            if student.anatomy.own_head_width:
+                hidden = _multiple(shape.hidden * keep.width, 32) if keep.width < 1 else None
+            else:
+                hidden = None if heads is None else heads * shape.head_width
         # A writer's positions cost no memory: its context is a matter of the bundle.
-        is_long = 0 < self.max_tokens < student.max_tokens and not shape.kv_heads
+        decoder: dict[str, Any] = {}
+        if shape.decoder_layers:
+            share = _share(shape.decoder_layers, keep.decoder_layers)
+            decoder = {"decoder_layers": given.decoder_layers or share, "decoder_neurons": given.decoder_neurons}
+        is_long = 0 < self.max_tokens < student.max_tokens and student.anatomy.kind == "encoder"
         return Pruning(
             layers=given.layers or _share(shape.layers, keep.layers),
             neurons=given.neurons or _even_share(shape.neurons, keep.neurons),
@@ -84,6 +106,8 @@ class Recipe:
             hidden=hidden,
             positions=given.positions or (self.max_tokens if is_long else None),
             vocabulary=given.vocabulary if given.vocabulary is not None else (0 if keep.vocabulary else None),
+            sentinels=given.sentinels,
+            **decoder,
         )
 
     def changes(self, student: Student) -> bool:
@@ -91,6 +115,7 @@ class Recipe:
         pruning, shape = self.pruning_of(student), student.shape
         sizes = (
             (pruning.layers, shape.layers),
+            (getattr(pruning, "decoder_layers", None), shape.decoder_layers),
             (pruning.neurons, shape.neurons),
             (pruning.heads, shape.heads),
             (pruning.hidden, shape.hidden),
@@ -156,10 +181,37 @@ WRITER_LADDER: tuple[Recipe, ...] = (
 )
 """The ladder of the task ``generate``."""
 
+_SUMMARIZING = TrainingSettings(
+    epochs=2,
+    batch_size=16,
+    learning_rate=2e-4,
+    losses=DistillationWeights(soft=1.0, hidden=0.3, attention=0.0, labels=0.5, temperature=1.0),
+)
+_SUMMARIZER = Recipe(
+    "summarizer-int8",
+    "w8a8-dynamic",
+    keep=Shares(vocabulary=False),
+    training=_SUMMARIZING,
+    train_tokens=512,
+    max_tokens=512,
+    teacher_summaries=0.5,
+)
+_SHALLOW = replace(_SUMMARIZER, precision="w4a8-dynamic", float_epochs=2)
+
+SUMMARIZER_LADDER: tuple[Recipe, ...] = (
+    _SUMMARIZER,
+    replace(_SUMMARIZER, name="summarizer-int4", precision="w4a8-dynamic"),
+    replace(_SHALLOW, name="summarizer-shallow", keep=Shares(decoder_layers=0.5, vocabulary=False)),
+    replace(_SHALLOW, name="summarizer-trimmed", keep=Shares(decoder_layers=0.5)),
+    replace(_SHALLOW, name="summarizer-strong", keep=Shares(layers=0.75, decoder_layers=0.5, neurons=0.67)),
+    replace(_SHALLOW, name="summarizer-harsh", keep=Shares(layers=0.5, decoder_layers=0.34, neurons=0.5)),
+)
+"""The ladder of the task ``summarize``: the decoder, which runs once for every token, goes before the encoder."""
+
 
 def ladder_of(task: Task) -> tuple[Recipe, ...]:
     """The ladder of a task, gentlest recipe first."""
-    return WRITER_LADDER if task == "generate" else LADDER
+    return {"generate": WRITER_LADDER, "summarize": SUMMARIZER_LADDER}.get(task, LADDER)
 
 
 ROUND_ONLY = replace(_AS_IT_IS, name="round")
@@ -177,9 +229,24 @@ ROUND_WRITER = replace(
 )
 """Rounds a writer to int4 on a searched grid: no pruning, no training."""
 
+SUMMARIZER_NPU = replace(_SUMMARIZER, name="summarizer-npu", precision="w8a8-static")
+"""A summariser on static int8 grids, as NPUs want them."""
+
+ROUND_SUMMARIZER = replace(
+    _SUMMARIZER,
+    name="summarizer-round",
+    float_epochs=0,
+    training=replace(_SUMMARIZING, epochs=0),
+    teacher_summaries=0.0,
+)
+"""Rounds a summariser to int8 as it is: no pruning, no training."""
+
 NAMED: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (*LADDER, ROUND_ONLY, FLOAT, *WRITER_LADDER, ROUND_WRITER)
-}
+    recipe.name: recipe
+    for recipe in (
+        *LADDER, ROUND_ONLY, FLOAT, *WRITER_LADDER, ROUND_WRITER, *SUMMARIZER_LADDER, SUMMARIZER_NPU, ROUND_SUMMARIZER
+    )
+}  # fmt: skip
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
@@ -238,14 +305,18 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     training, losses, keep = recipe.training, recipe.training.losses, recipe.keep
     sizes = {f"prune.{each.name}": getattr(recipe.prune, each.name) for each in fields(Pruning)} if recipe.prune else {}
     vocabulary = sizes.pop("prune.vocabulary", None)
+    sizes.pop("prune.sentinels", None)
     weights = {name: getattr(losses, name) for name in ("soft", "hidden", "attention", "labels")}
     numbers: tuple[tuple[dict[str, Any], float, float, str], ...] = (
         ({"float_epochs": recipe.float_epochs, "max_tokens": recipe.max_tokens}, 0, 1e6, "0 or more"),
         ({"train_tokens": recipe.train_tokens}, 8, 1e6, "8 or more"),
+        ({"summary_tokens": recipe.summary_tokens}, 4, 1e6, "4 or more"),
+        ({"teacher_summaries": recipe.teacher_summaries}, 0, 1, "0 to 1"),
+        ({"teacher_beams": recipe.teacher_beams}, 1, 64, "1 to 64"),
         ({"prune.vocabulary": vocabulary}, 0, 1e9, "0 or more"),
         (sizes, 1, 1e9, "1 or more"),
         (
-            {f"keep.{name}": getattr(keep, name) for name in ("layers", "neurons", "width")},
+            {f"keep.{name}": getattr(keep, name) for name in ("layers", "decoder_layers", "neurons", "width")},
             1e-6, 1, "over 0, at most 1",
         ),
         ({f"training.{name}": getattr(training, name) for name in ("epochs", "patience")}, 0, 1e6, "0 or more"),

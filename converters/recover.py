@@ -40,7 +40,8 @@ def with_relu(student: Student) -> Student:
             "set relu = false in the recipe"
         )
     config = copy.deepcopy(student.config)
-    config[field] = "relu"
+    is_gated = str(config.get(field)).startswith("gated-")
+    config[field] = "gated-relu" if is_gated else "relu"
     return replace(student, config=config)
 
 

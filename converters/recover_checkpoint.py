@@ -10,12 +10,13 @@ from .advance import Advance, OnAdvance, unwatched
 from .anatomy import Shape, Task
 from .checkpoint import check_checkpoint_output, save_graph
 from .conversion_report import TrainingCurve, training_curve
-from .conversion_request import read_teacher, read_training_texts
+from .conversion_request import read_teacher, read_training_texts, with_prefix_given
 from .read import read_student
-from .recipe import LADDER, Recipe, read_recipe
+from .recipe import Recipe, ladder_of, read_recipe
 from .recover import with_relu
-from .recover_writer import recovery_of
+from .recoveries import recovery_of
 from .stages import check_stages, open_stages
+from .summary_data import with_prefix
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def recover_checkpoint(
     train: str | Path,
     out: str | Path,
     validation: str | Path | None = None,
-    recipe: str | Path | Recipe = LADDER[0],
+    recipe: str | Path | Recipe | None = None,
+    prefix: str | None = None,
     allow_pickle: bool = False,
     force: bool = False,
     resume: bool = False,
@@ -52,7 +54,8 @@ def recover_checkpoint(
         train: data file; ``validation`` chooses the best state, a tenth of the training rows unless given.
         out: folder of the new checkpoint: plain transformers loads its weights, ``edgescribe export`` its grids too.
             Until it is done the state lies in ``<out>.work``.
-        recipe: its training, precision and activation are taken.
+        recipe: its training, precision and activation are taken; the gentlest of the task's ladder unless given.
+        prefix: of a summariser, what is put before every text; None takes the recipe's, or what the checkpoint names.
         force: replace a checkpoint at ``out``, and throw interrupted work on it away.
         resume: take up the training that was interrupted.
 
@@ -63,10 +66,13 @@ def recover_checkpoint(
     target = Path(out)
     check_checkpoint_output(target, force)
     check_stages(target, resume, force)
-    chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    recipe = ladder_of(task)[0] if recipe is None else recipe
+    chosen = with_prefix_given(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), task, prefix)
     on_advance(Advance("reading", 0.0))
     read = read_student(student, task, allow_pickle=allow_pickle)
     guide = read_teacher(teacher, read, allow_pickle)
+    if task == "summarize":
+        read, guide = with_prefix(read, chosen.prefix), with_prefix(guide, chosen.prefix)
     train_texts, validation_texts = read_training_texts(read, train, validation, warn)
     on_advance(Advance("reading", 1.0))
     fingerprint = {
@@ -98,4 +104,5 @@ def recover_checkpoint(
 
 
 def _sizes(shape: Shape) -> tuple[object, ...]:
-    return shape.layers, shape.hidden, shape.heads, shape.neurons, shape.activation
+    encoder = shape.layers, shape.hidden, shape.heads, shape.neurons, shape.activation
+    return *encoder, shape.decoder_layers, shape.decoder_heads, shape.decoder_neurons

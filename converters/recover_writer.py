@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .advance import Advance, OnAdvance, part_of, unwatched
-from .anatomy import Task
 from .block_search import search_blocks
 from .conversion_data import Texts
 from .language_metrics import foresee
 from .recipe import Recipe
-from .recover import Recovered, recover
+from .recover import Recovered
 from .student import Student
 from .torch_decoder import TorchDecoder, graph_of
 from .torch_graph import TorchGraph
@@ -87,11 +86,6 @@ def recover_writer(
         if settings.epochs > 0:
             graph = run("grid", "training on the grid", graph, settings.epochs)
     return Recovered(graph.eval(), tuple(phases))
-
-
-def recovery_of(task: Task) -> Callable[..., Recovered]:
-    """What recovers the students of a task."""
-    return recover_writer if task == "generate" else recover
 
 
 def scorer(pieces: Sequence[NDArray[np.int32]]) -> Callable[[TorchGraph], float]:

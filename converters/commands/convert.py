@@ -16,6 +16,7 @@ from .options import (
     interruption,
     out_option,
     pickle_option,
+    prefix_option,
     recipe_option,
     resume_option,
     runtime_option,
@@ -52,6 +53,7 @@ _DEFAULT_RECIPE = "[default: the first of the ladder that is predicted to fit]"
 @teacher_option
 @recipe_option(_DEFAULT_RECIPE)
 @runtime_option
+@prefix_option
 @out_option("the bundle; the report goes to OUT.report")
 @force_option
 @resume_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...sdk.console import Result, command, table, warn
-from .options import TASKS, force_option, out_option, runtime_option
+from .options import TASKS, force_option, out_option, prefix_option, runtime_option
 from .stage_bars import StageBars
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 @click.option("--task", type=click.Choice(TASKS), help="What it does.  [default: what it was made for]")
 @runtime_option
 @click.option("--max-tokens", type=click.IntRange(2), help="Longest input.  [default: all it reads]")
+@click.option(
+    "--summary-tokens", type=click.IntRange(4), help="For summarize: longest summary.  [default: the recipe's]"
+)
+@prefix_option
 @out_option("the bundle")
 @force_option
 def export(
@@ -34,6 +38,8 @@ def export(
     task: Task | None,
     runtimes: tuple[str, ...],
     max_tokens: int | None,
+    summary_tokens: int | None,
+    prefix: str | None,
     out: Path,
     force: bool,
 ) -> Result:
@@ -49,6 +55,8 @@ def export(
             task=task,
             runtimes=runtimes or RUNTIMES,
             max_tokens=max_tokens,
+            summary_tokens=summary_tokens,
+            prefix=prefix,
             force=force,
             on_advance=bars,
             warn=warn,

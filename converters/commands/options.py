@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 Option = Callable[[_F], _F]
-TASKS = ("classify", "tag", "embed", "generate")
+TASKS = ("classify", "tag", "embed", "generate", "summarize")
 _PATH = click.Path(path_type=Path)
 
 student_argument = click.argument("student")
@@ -31,7 +31,10 @@ device_option = click.option(
     help="Device profile to fit: a name, a .toml file, or host for this machine. May be repeated.",
 )
 train_option = click.option(
-    "--train", type=_PATH, required=True, help="Texts to train on: .jsonl or .csv, .gz too, with text and label."
+    "--train",
+    type=_PATH,
+    required=True,
+    help="Texts to train on: .jsonl or .csv, .gz too, with text and label, tags or summary.",
 )
 validation_option = click.option(
     "--validation", type=_PATH, help="Texts that choose the best state in training.  [default: a tenth of --train]"
@@ -43,6 +46,9 @@ runtime_option = click.option(
     type=click.Choice(get_args(RuntimeName)),
     multiple=True,
     help="Engine to make an artifact for. May be repeated.  [default: all three]",
+)
+prefix_option = click.option(
+    "--prefix", help="For summarize: what is put before every text.  [default: what the checkpoint names]"
 )
 pickle_option = click.option("--allow-pickle", is_flag=True, help="Take weights from pytorch_model.bin too.")
 force_option = click.option("--force", is_flag=True, help="Replace what is there, interrupted work too.")

@@ -13,6 +13,7 @@ from .options import (
     interruption,
     out_option,
     pickle_option,
+    prefix_option,
     recipe_option,
     resume_option,
     student_argument,
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 @task_option
 @train_option
 @validation_option
-@recipe_option("Its training, precision and activation are taken.  [default: gentle]")
+@recipe_option("Its training, precision and activation are taken.  [default: the gentlest for the task]")
+@prefix_option
 @out_option("the new checkpoint, with its grids")
 @force_option
 @resume_option
@@ -44,6 +46,7 @@ def recover(
     train: Path,
     validation: Path | None,
     recipe: str | None,
+    prefix: str | None,
     out: Path,
     force: bool,
     resume: bool,
@@ -60,7 +63,8 @@ def recover(
                 task=task,
                 train=train,
                 validation=validation,
-                recipe=recipe or "gentle",
+                recipe=recipe,
+                prefix=prefix,
                 out=out,
                 force=force,
                 resume=resume,

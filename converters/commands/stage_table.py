@@ -17,6 +17,10 @@ _SHOWN = {
     "expected_calibration_error": "ECE",
     "cosine": "cosine",
     "spearman": "rank correlation",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "entity_faithfulness": "faithful",
     "cross_entropy": "nats a token",
     "agreement": "agreement",
 }
