@@ -94,20 +94,20 @@ class Recipe:
             else:
                 hidden = None if heads is None else heads * shape.head_width
         # A writer's positions cost no memory: its context is a matter of the bundle.
-        decoder: dict[str, Any] = {}
-        if shape.decoder_layers:
-            share = _share(shape.decoder_layers, keep.decoder_layers)
-            decoder = {"decoder_layers": given.decoder_layers or share, "decoder_neurons": given.decoder_neurons}
         is_long = 0 < self.max_tokens < student.max_tokens and student.anatomy.kind == "encoder"
+        own_neurons = shape.decoder_neurons not in (0, shape.neurons)
+        decoder_layers = _share(shape.decoder_layers, keep.decoder_layers) if shape.decoder_layers else None
+        decoder_neurons = _even_share(shape.decoder_neurons, keep.neurons) if own_neurons else None
         return Pruning(
             layers=given.layers or _share(shape.layers, keep.layers),
+            decoder_layers=given.decoder_layers or decoder_layers,
             neurons=given.neurons or _even_share(shape.neurons, keep.neurons),
+            decoder_neurons=given.decoder_neurons or decoder_neurons,
             heads=heads,
             hidden=hidden,
             positions=given.positions or (self.max_tokens if is_long else None),
             vocabulary=given.vocabulary if given.vocabulary is not None else (0 if keep.vocabulary else None),
             sentinels=given.sentinels,
-            **decoder,
         )
 
     def changes(self, student: Student) -> bool:
@@ -115,8 +115,9 @@ class Recipe:
         pruning, shape = self.pruning_of(student), student.shape
         sizes = (
             (pruning.layers, shape.layers),
-            (getattr(pruning, "decoder_layers", None), shape.decoder_layers),
+            (pruning.decoder_layers, shape.decoder_layers),
             (pruning.neurons, shape.neurons),
+            (pruning.decoder_neurons, shape.decoder_neurons),
             (pruning.heads, shape.heads),
             (pruning.hidden, shape.hidden),
         )
@@ -305,6 +306,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     training, losses, keep = recipe.training, recipe.training.losses, recipe.keep
     sizes = {f"prune.{each.name}": getattr(recipe.prune, each.name) for each in fields(Pruning)} if recipe.prune else {}
     vocabulary = sizes.pop("prune.vocabulary", None)
+    sizes.pop("prune.sentinels", None)
     sizes.pop("prune.sentinels", None)
     weights = {name: getattr(losses, name) for name in ("soft", "hidden", "attention", "labels")}
     numbers: tuple[tuple[dict[str, Any], float, float, str], ...] = (
