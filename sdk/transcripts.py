@@ -73,7 +73,8 @@ def transcript_turns(text: str, report: TranscriptReport | None = None) -> Itera
 
 def _read(source: str | os.PathLike[str] | BinaryIO, report: TranscriptReport) -> Iterator[Turn]:
     if not isinstance(source, str | os.PathLike):
-        yield from _turns(_decoded(source), str(getattr(source, "name", "the file")), report)
+        name = getattr(source, "name", None)  # of a file that was opened by its descriptor, a number
+        yield from _turns(_decoded(source), name if isinstance(name, str) else "the file", report)
         return
     path = Path(source)
     try:
