@@ -29,6 +29,9 @@ HEAD = "lm_head.weight"
 LOGITS_BIAS = "final_logits_bias"
 SCALED, APART = "scaled", "apart"
 
+EPS = 1e-5
+"""What layer norms add to the variance; no configuration has it."""
+
 Half = Literal["encoder", "decoder"]
 
 CONFIG_FIELDS: Mapping[str, str] = {
@@ -72,7 +75,7 @@ def bart_shape(config: Mapping[str, Any], rows_before: int) -> Shape:
         embedding=hidden,
         labels=0,
         activation=activation_of(config, "activation_function"),
-        eps=1e-5,
+        eps=EPS,
         position_offset=rows_before,
         variant=variant,
         tied=bool(config.get("tie_word_embeddings", True)),
