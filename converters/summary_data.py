@@ -133,7 +133,7 @@ def make_summary_examples(
 
     Args:
         max_tokens: longer sources are cut; the student's own limit unless given.
-        summary_tokens: longer targets are cut; :data:`SUMMARY_TOKENS` unless given.
+        summary_tokens: longer targets are cut; :data:`SUMMARY_TOKENS` unless given, and never more than have positions.
 
     Raises:
         StudentError: it is not known how a summary starts or ends, or the teacher lacks a token of the student's.
@@ -143,7 +143,8 @@ def make_summary_examples(
     numbers = None if rows is None else rows.numpy()
     forced = len(start_ids(student)) - 1
     sources = encode_sources(student, texts, limit)
-    targets = encode_summaries(student, summaries, summary_tokens or SUMMARY_TOKENS)
+    places = student.shape.positions - student.shape.position_offset
+    targets = encode_summaries(student, summaries, min(summary_tokens or SUMMARY_TOKENS, places))
     examples = []
     for source, target in zip(sources, targets, strict=True):
         ids, labels = target[:-1], target[1:].astype(np.int64)

@@ -259,10 +259,11 @@ def _collated_summaries(examples: Sequence[Example], student: Student, teacher: 
 def _summary_feeds(
     pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]], of: Student
 ) -> dict[str, torch.Tensor]:
-    feeds = {}
+    feeds, places = {}, of.shape.positions - of.shape.position_offset
     for side, names in enumerate((("source_ids", "source_mask"), ("input_ids", "attention_mask"))):
         rows = [pair[side] for pair in pairs]
-        width = -(-max(map(len, rows)) // ROUND) * ROUND
+        longest = max(map(len, rows))
+        width = min(-(-longest // ROUND) * ROUND, max(places, longest))
         feeds[names[0]] = _pad(rows, of.pad_id, "right", width)
         feeds[names[1]] = _pad([np.ones_like(row) for row in rows], 0, "right", width)
     return feeds

@@ -99,7 +99,7 @@ def test_heads_without_effect_leave_no_trace(
     make_exact: Make, pair_logits: Logits, sentences: list[str],
     family: str, untied: bool, proj: str, seed: int, count: int, data: st.DataObject,
 ) -> None:  # fmt: skip
-    """With their relative positions: one choice for a half, but heads that look at the source are free in each layer."""
+    """With their relative positions: one choice for a half, but those that look at the source are free by layer."""
     student = make_exact(family, seed=seed, untied=untied, feed_forward_proj=proj)
     gone = draw_gone(data, student, HEAD_KINDS, count)
     student = silence(student, gone, dict.fromkeys(HEAD_KINDS, 5))
@@ -371,11 +371,13 @@ def test_shorter_inputs(
     family: str, make_summarizer: Make, pair_logits: Logits, sentences: list[str], tmp_path: Path
 ) -> None:
     student = make_summarizer(family)
-    shorter = prune_positions(student, 40)
-    assert shorter.max_tokens == 40
+    shorter = prune_positions(student, 41)
+    assert shorter.max_tokens == 41
+    long = [" ".join(sentences)]
+    assert measure_importance(shorter, make_summary_examples(shorter, long, long)).hidden.isfinite().all()
     texts = sentences[:2], sentences[2:4]
     torch.testing.assert_close(pair_logits(shorter, *texts), pair_logits(student, *texts), rtol=0, atol=0)
     shorter.save(tmp_path)
-    assert read_student(tmp_path, "summarize").max_tokens == 40
+    assert read_student(tmp_path, "summarize").max_tokens == 41
     if family in ("bart", "marian"):
-        assert shorter.config["max_position_embeddings"] == 40
+        assert shorter.config["max_position_embeddings"] == 41
