@@ -26,7 +26,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 PY := $(VENV)/bin/python
 EDGESCRIBE := $(VENV)/bin/edgescribe
 
-.PHONY: help demo demo-clean test test-fast test-arm lint bench bench-generate picture clean FORCE
+.PHONY: help demo demo-clean test test-fast test-arm lint bench bench-generate bench-summarize picture clean FORCE
 
 help: ## list the targets
 	@echo 'PYTHON=$(PYTHON) makes the environment $(VENV); set PYTHON=... for another interpreter (3.11 to 3.13).'
@@ -98,6 +98,9 @@ bench: $(BUNDLE)/bundle.json ## measure the demo's bundle against its peers (REA
 
 bench-generate: $(VENV)/.workbench ## measure a writer against llama.cpp (compiled once) and other generators
 	$(PY) benchmarks/generate.py
+
+bench-summarize: $(VENV)/.workbench ## measure summarisers against CTranslate2, transformers and ONNX Runtime
+	$(PY) benchmarks/summarize.py
 
 picture: $(BUNDLE)/bundle.json ## take the README's picture of the demo's report (needs Debian's chromium)
 	@profile=$$(mktemp -d) && trap 'rm -rf "$$profile"' EXIT && \

@@ -1,7 +1,8 @@
 """Packages that only peers need, kept apart from the workbench inside the checkout, in pinned versions.
 
-NNCF, llama.cpp and the engines' own generation libraries get environments of their own. torch's ONNX exporter needs two
-small packages beside the workbench's own torch; they go into a folder that only that one step has on its path.
+NNCF, llama.cpp and the engines' own generation libraries get environments of their own. torch's ONNX exporter and
+CTranslate2 need nothing that the workbench has not got; they go into folders that only those who use them have on their
+path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 NNCF_REQUIREMENTS = Path(__file__).with_name("nncf-requirements.txt")
 LLAMA_REQUIREMENTS = Path(__file__).with_name("llama-requirements.txt")
 GENAI_REQUIREMENTS = Path(__file__).with_name("genai-requirements.txt")
+CTRANSLATE2_PACKAGES = ("ctranslate2==4.8.5",)
 EXPORTER_PACKAGES = ("onnxscript==0.7.2", "onnx-ir==1.1.0")
 LLAMA_BUILD = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
 """llama.cpp is compiled for this very machine, which is its default; its part for images is left out."""
@@ -39,11 +41,20 @@ def genai_python(folder: Path) -> Path:
 
 def exporter_packages(folder: Path) -> Path:
     """A folder with what torch's ONNX exporter needs, to go on the path after the workbench's packages."""
-    wanted = "\n".join(EXPORTER_PACKAGES)
+    return _folder(folder, EXPORTER_PACKAGES)
+
+
+def ctranslate2_packages(folder: Path) -> Path:
+    """The same with CTranslate2."""
+    return _folder(folder, CTRANSLATE2_PACKAGES)
+
+
+def _folder(folder: Path, packages: tuple[str, ...]) -> Path:
+    wanted = "\n".join(packages)
     made = folder / "made-from.txt"
     if not (made.is_file() and made.read_text(encoding="utf-8") == wanted):
         # Without dependencies: all of them are in the workbench already, in versions of its own.
-        _pip(Path(sys.executable), "install", "--no-deps", "--upgrade", "--target", str(folder), *EXPORTER_PACKAGES)
+        _pip(Path(sys.executable), "install", "--no-deps", "--upgrade", "--target", str(folder), *packages)
         made.write_text(wanted, encoding="utf-8")
     return folder
 
