@@ -14,6 +14,7 @@ from .onnxruntime_decoder_binding import SharedWeights, first_line
 from .onnxruntime_decoder_file import data_file
 from .onnxruntime_decoder_pages import release_read_pages
 from .onnxruntime_encoder_decoder_file import EncoderDecoderFile
+from .spare_memory import release_freed
 
 
 class ReadSource:
@@ -73,6 +74,7 @@ class ReadSource:
 
 
 def let_go_of_reader(artifact: Path, file: EncoderDecoderFile) -> None:
-    """Give back the memory of weights that read the source, where they are mapped: writing the target needs none."""
+    """Give back what reading took: freed memory, and weights that are mapped; writing the target needs none of it."""
     if not file.source_is_packed:
         release_read_pages(data_file(artifact))
+    release_freed()

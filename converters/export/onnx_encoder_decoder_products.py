@@ -58,10 +58,16 @@ class SourceProducts(DecoderProducts):
         """``x`` ``[1, S, W]`` as uint8, and the step of each row, float32 ``[1, S, 1]``; made once for each ``x``."""
         if x not in self._rounded:
             node, constant, integers = self.writer.node, self.writer.constant, self.writer.integers
-            largest = node("ReduceMax", [node("Abs", [x]), integers(-1)], keepdims=0)
+            largest = node("ReduceMax", [x, integers(-1)], keepdims=0)
+            if not self._is_positive(x):
+                least = node("ReduceMin", [x, integers(-1)], keepdims=0)
+                largest = node("Max", [largest, node("Neg", [least])])
             steps = node("Mul", [largest, constant(np.float32(1 / 127))])
             steps = node("Reshape", [node("Max", [steps, constant(np.float32(SMALLEST_STEP))]), integers(-1)])
             middle = node("Expand", [constant(np.uint8(MIDDLE)), node("Shape", [steps])])
             rounded = node("QuantizeLinear", [x, steps, middle], axis=1)
             self._rounded[x] = rounded, node("Reshape", [steps, integers(1, -1, 1)])
         return self._rounded[x]
+
+    def _is_positive(self, x: str) -> bool:
+        return any(node.op_type == "Relu" and x in node.output for node in self.writer.nodes)
