@@ -307,7 +307,6 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     sizes = {f"prune.{each.name}": getattr(recipe.prune, each.name) for each in fields(Pruning)} if recipe.prune else {}
     vocabulary = sizes.pop("prune.vocabulary", None)
     sizes.pop("prune.sentinels", None)
-    sizes.pop("prune.sentinels", None)
     weights = {name: getattr(losses, name) for name in ("soft", "hidden", "attention", "labels")}
     numbers: tuple[tuple[dict[str, Any], float, float, str], ...] = (
         ({"float_epochs": recipe.float_epochs, "max_tokens": recipe.max_tokens}, 0, 1e6, "0 or more"),
