@@ -1,14 +1,10 @@
-"""The writing assistant as a person starts it: a tiny real bundle, the server's process, and a browser."""
+"""The writing assistant as a person starts it: a tiny real bundle, and the server's process."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
-import select
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -226,129 +222,3 @@ def start(
             connection.close()
         made.process.kill()
         made.process.wait()
-
-
-class Browser:
-    """Headless Chromium, driven through its DevTools protocol over a pair of pipes."""
-
-    def __init__(self, program: str, profile: Path) -> None:
-        read_end, self._out = os.pipe()
-        self._in, write_end = os.pipe()
-        command = [
-            program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-            "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-            "--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={profile}",
-            # as with the network cable out: no name leads anywhere, no address but this machine's
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        ]  # fmt: skip
-        # the browser reads from descriptor 3 and writes to 4
-        script = f"exec {shlex.join(command)} 3<&{read_end} 4>&{write_end}"
-        self._process = subprocess.Popen(
-            ["bash", "-c", script], pass_fds=(read_end, write_end), start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(read_end)
-        os.close(write_end)
-        self._rest = b""
-        self._number = 0
-        self._session: str | None = None
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log", "Accessibility"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and give its result; events meanwhile are kept."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        if self._session is not None:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + PATIENCE
-        while True:
-            found = self._receive(end)
-            if found.get("id") == self._number:
-                assert "error" not in found, found
-                return dict(found["result"])
-            if "method" in found:
-                self.events.append(found)
-
-    def _receive(self, end: float) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._in], [], [], max(0.0, end - time.monotonic()))
-            assert ready, "the browser does not answer"
-            part = os.read(self._in, 1 << 20)
-            assert part, "the browser ended"
-            self._rest += part
-        line, _, self._rest = self._rest.partition(b"\0")
-        return dict(json.loads(line))
-
-    def run(self, script: str) -> Any:
-        """The value of an expression in the page; promises are awaited."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
-
-    def wait(self, script: str) -> Any:
-        """Wait until an expression is true, and give its value."""
-        end = time.monotonic() + PATIENCE
-        while not (value := self.run(script)):
-            assert time.monotonic() < end, f"never true: {script}"
-            time.sleep(0.02)
-        return value
-
-    def open(self, address: str) -> None:
-        """Open the assistant's page."""
-        self.call("Page.navigate", url=address)
-        self.wait("document.body?.dataset.ready === 'yes'")
-
-    def type(self, text: str) -> None:
-        """Type a text where the focus is."""
-        self.call("Input.insertText", text=text)
-
-    def press(self, key: str, code: int, text: str = "") -> None:
-        """Press and release a key."""
-        named: dict[str, Any] = {"key": key, "code": key if text != " " else "Space", "windowsVirtualKeyCode": code}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **named, **({"text": text} if text else {}))
-        self.call("Input.dispatchKeyEvent", type="keyUp", **named)
-
-    def click(self, selector: str) -> None:
-        """Click into the middle of an element with the mouse."""
-        element = f"document.querySelector({json.dumps(selector)})"
-        self.run(f"{element}.scrollIntoView({{block: 'center'}})")
-        middle = "({x, y, width, height}) => [x + width / 2, y + height / 2]"
-        box = self.run(f"({middle})({element}.getBoundingClientRect())")
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
-
-    def addresses(self) -> set[str]:
-        """Every address that the page asked for."""
-        self.run("0")  # what happened until now is read with the answer
-        return {
-            event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
-        }
-
-    def complaints(self) -> list[str]:
-        """What the console shows: exceptions, errors, violations of the policy."""
-        self.run("0")
-        names = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-        return [json.dumps(event["params"]) for event in self.events if event["method"] in names]
-
-    def close(self) -> None:
-        """End the browser with all its processes."""
-        os.close(self._out)
-        os.close(self._in)
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    """A fresh browser."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs Debian's package chromium")
-    made = Browser(program, tmp_path / "profile")
-    yield made
-    made.close()
