@@ -25,6 +25,7 @@ from .litert_decoder import OnDecoderModel, compiled_model, effective_engine
 from .litert_decoder_model import UNRELATED, packed_weights
 from .litert_encoder_decoder_file import memory_of, read_encoder_decoder_file
 from .litert_encoder_decoder_model import EncoderDecoderModel, TargetCaches
+from .mapped_weights import handing_back
 
 
 class LiteRtEncoderDecoderSession(CheckedEncoderDecoder, OnDecoderModel):
@@ -73,14 +74,16 @@ class LiteRtEncoderDecoderRuntime:
             # Another one reads sources here, so that none was read in the session that is given out.
             with closing(session._forked()) as first:
                 try:
-                    with without_info_lines(*UNRELATED):  # the engine packs weights and announces it in the first run
+                    # The engine packs weights, and announces it, in the first runs.
+                    with without_info_lines(*UNRELATED), handing_back((artifact, Path(packed))):
                         first.read([0])
+                        model.settle()
                         first.step(0)
                     check_source_answers(first, tuple(options.source_answers), artifact)
                 except BaseException:
                     session.close()
                     raise
-        model.settle()
+            model.settle()
         release_code(Path(module.__file__).parent)
         return session
 

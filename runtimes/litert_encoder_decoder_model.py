@@ -6,6 +6,7 @@ As with caches, all signatures are resized for the tokens that there are.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 
 from .engine_messages import without_info_lines
 from .litert_decoder_file import ROOM_STEP, room_for
-from .litert_decoder_model import HIDDEN, UNRELATED, Caches, DecoderModel, Signature
+from .litert_decoder_model import HIDDEN, IN_MEMORY, UNRELATED, Caches, DecoderModel, Signature
 from .litert_encoder_decoder_file import EncoderDecoderFile
-from .spare_memory import release_freed, release_pages
+from .spare_memory import mapped_at, release_freed, release_pages
+
+_LARGE = 64 << 20
+"""Bytes of packed weights in a file from which on only one half's are kept resident at a time."""
 
 
 class Source:
@@ -77,6 +81,26 @@ class EncoderDecoderModel(DecoderModel):
         hidden = np.full(self._most, file.context, np.int32)
         self._distances = np.concatenate([np.minimum(behind, file.context - 1), hidden])
 
+        self._packed = packed
+        self._halves_leave = False
+
+    def settle(self) -> None:
+        """See DecoderModel; to be called before a new file of packed weights gets its name."""
+        super().settle()
+        packed = [] if self._packed == IN_MEMORY else mapped_at(Path(self._packed))
+        self._halves_leave = sum(size for _, size in packed) >= _LARGE
+        if self._halves_leave:
+            self._mapped += packed
+        self._change_halves()
+
+    def _change_halves(self) -> None:
+        """Encoder and decoder take turns: let go of a large model's packed weights, those of the one that has run.
+
+        What of them is in a file is read again from the page cache, in a few milliseconds.
+        """
+        if self._halves_leave:
+            release_pages(self._mapped)
+
     def join(self) -> TargetCaches:
         """See DecoderModel."""
         super().join()
@@ -95,6 +119,7 @@ class EncoderDecoderModel(DecoderModel):
         """
         count, room = len(tokens), room_for(len(tokens))
         with self._lock:
+            self._change_halves()
             try:
                 source = self._own_source(caches, room)
                 encoder = self._encoder
@@ -109,6 +134,7 @@ class EncoderDecoderModel(DecoderModel):
                 mask[count:] = HIDDEN
                 source.buffers["source_mask"].write(mask)
                 encoder.run(source.buffers, self._source_feeds(tokens, room))
+                self._change_halves()
             except (RuntimeError, ValueError) as error:
                 caches.share(None)
                 raise self._failed("failed to run", error) from error

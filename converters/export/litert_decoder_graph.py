@@ -83,7 +83,7 @@ class LiteRtDecoderGraph(LiteRtLayers):
         keys = self._cached("key", layer, self._heads_first(k, kv_heads), (1, kv_heads, self._room, width))
         new = self._tokens_last(value, kv_heads)
         values = self._cached("value", layer, new, (1, kv_heads, width, self._room))
-        return self._attend(queries, keys, values, self._penalty(attention), attention)
+        return self._side_by_side(self._attend(queries, keys, values, self._penalty(attention)))
 
     def _penalty(self, attention: Attention) -> int:
         """What is added to the scores of each token and each place in the cache."""

@@ -236,21 +236,25 @@ class LiteRtLayers:
         by_head = self._heads_first(query, heads)
         return self._ops.reshape(by_head, (1, kv_heads, heads // kv_heads * self._tokens, width), self._below(2))
 
-    def _attend(self, queries: int, keys: int, values: int, penalty: int, attention: Attention) -> Value:
-        """Attention of :meth:`_queries` to keys ``[1, K, room, D]`` and values ``[1, K, D, room]``.
+    def _attend(self, queries: int, keys: int, values: int, penalty: int) -> int:
+        """Attention of :meth:`_queries` to keys ``[1, K, room, D]`` and values ``[1, K, D, room]``: ``[1, H, T, D]``.
 
         ``penalty`` ``[1, 1 or H, T or 1, room]`` is added to the scores; with one for each head K is H.
         """
         ops, tokens = self._ops, self._tokens
-        heads, kv_heads, width = attention.heads, attention.kv_heads, attention.head_width
-        room, rows = ops.shape(keys)[2], heads // kv_heads * tokens
+        _, kv_heads, rows, width = ops.shape(queries)
+        room, heads = ops.shape(keys)[2], kv_heads * rows // tokens
         scores = ops.product(queries, keys, True)
         by_token = ops.reshape(scores, (1, heads, tokens, room), 3) if tokens > 1 else scores
         shares = ops.reshape(ops.softmax(ops.add(by_token, penalty)), (1, kv_heads, rows, room), 3)
-        context = ops.reshape(ops.product(shares, values, True), (1, heads, tokens, width), self._below(2))
+        return ops.reshape(ops.product(shares, values, True), (1, heads, tokens, width), self._below(2))
+
+    def _side_by_side(self, context: int) -> Value:
+        """``[1, H, T, D]`` as a value of ``H*D``."""
+        _, heads, tokens, width = self._ops.shape(context)
         if tokens > 1:
-            context = ops.transpose(context, (0, 2, 1, 3))
-        return self._value(ops.reshape(context, (tokens, heads * width), self._by_row))
+            context = self._ops.transpose(context, (0, 2, 1, 3))
+        return self._value(self._ops.reshape(context, (tokens, heads * width), self._by_row))
 
     def _by_head(self, x: Value, heads: int) -> int:
         """``[T, H*D]`` as ``[T, H, D]``."""

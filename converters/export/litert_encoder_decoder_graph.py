@@ -24,6 +24,10 @@ SOURCE_TOKENS, SOURCE_POSITIONS, SOURCE_MASK = "source_tokens", "source_position
 OFFSETS, DISTANCES = "offsets", "distances"
 """Names of inputs; the source's keys and values are ``source_key_<layer>`` and ``source_value_<layer>``."""
 
+PARTS = (4, 3, 2, 1)
+"""Into how many groups heads are put that attend to the source one group after the other, so that not all scores, by
+far the largest of what is computed, are there at once."""
+
 HIDDEN = np.float32(-1e9)
 """Added to the scores of what a token must not see: its exponential is exactly 0 in float32."""
 
@@ -57,21 +61,26 @@ class LiteRtSourceGraph(LiteRtLayers):
     def source_attention(self, query: Value, key: Value, value: Value, layer: int, attention: Attention) -> Value:
         """See EncoderDecoderBuilder."""
         heads = attention.heads
+        parts = next(parts for parts in PARTS if heads % parts == 0)
         queries = self._queries(self._by_head(query, heads), attention)
         keys = self._heads_first(self._by_head(key, heads), heads)
-        return self._attend(queries, keys, self._tokens_last(value, heads), self._penalty(attention), attention)
+        split = (self._ops.split(x, 1, parts) for x in (queries, keys, self._tokens_last(value, heads)))
+        groups = zip(*split, self._penalties(attention, parts), strict=True)
+        return self._side_by_side(self._ops.joined([self._attend(*group) for group in groups], 1))
 
-    def _penalty(self, attention: Attention) -> int:
+    def _penalties(self, attention: Attention, parts: int) -> list[int]:
+        """What is added to the scores of each group of heads."""
         relative = attention.relative
         if relative is None:
-            return self._input(SOURCE_MASK, (1, 1, 1, self._tokens), "float32")
+            return [self._input(SOURCE_MASK, (1, 1, 1, self._tokens), "float32")] * parts
 
-        def make() -> int:
-            rows = self._ops.real(f"{relative.table}/offsets", by_offset(relative, self._vector(relative.table), span))
-            return self._ops.picked(rows, self._input(OFFSETS, (self._tokens, self._tokens)))
+        def make() -> list[int]:
+            rows = by_offset(relative, self._vector(relative.table), np.arange(1 - self._context, self._context))
+            offsets = self._input(OFFSETS, (self._tokens, self._tokens))
+            named = [self._ops.real(f"{relative.table}/offsets", group) for group in np.split(rows, parts, axis=1)]
+            return [self._ops.picked(group, offsets) for group in named]
 
-        span = np.arange(1 - self._context, self._context)
-        return self._once(("relative", relative), make)
+        return self._once(("relative", relative, parts), make)
 
     def keep_source(self, key: Value, value: Value, layer: int, attention: Attention) -> None:
         """See EncoderDecoderBuilder."""
@@ -113,7 +122,7 @@ class LiteRtTargetGraph(LiteRtDecoderGraph):
         keys = self._input(f"source_key_{layer}", (1, heads, room, width), "float32")
         values = self._input(f"source_value_{layer}", (1, heads, width, room), "float32")
         penalty = self._input(SOURCE_MASK, (1, 1, 1, room), "float32")
-        return self._attend(queries, keys, values, penalty, attention)
+        return self._side_by_side(self._attend(queries, keys, values, penalty))
 
     def add_vector(self, x: Value, vector: str) -> Value:
         """See EncoderDecoderBuilder."""

@@ -140,6 +140,16 @@ class Operators:
         inputs = [x, self._integers(*start), self._integers(*shape)]
         return self._moved("SLICE", inputs, shape, options_type="SliceOptions")
 
+    def split(self, x: int, axis: int, parts: int) -> list[int]:
+        """Float32 ``x`` in so many equal parts along ``axis``; ``x`` itself where it is one."""
+        if parts == 1:
+            return [x]
+        shape = list(self.shape(x))
+        shape[axis] //= parts
+        results = [self.graph.tensor("split", shape, "float32") for _ in range(parts)]
+        self.graph.operator("SPLIT", [self._integers(axis), x], results, options_type="SplitOptions", numSplits=parts)
+        return results
+
     def rows(self, table: int, indices: int) -> int:
         """Rows of ``table`` ``[V, …]`` at int32 ``indices``: ``[*indices, …]``, of the table's dtype and grid."""
         shape = (*self.shape(indices), *self.shape(table)[1:])
@@ -160,7 +170,9 @@ class Operators:
         return result
 
     def joined(self, parts: Sequence[int], axis: int) -> int:
-        """Float32 tensors one behind the other along ``axis``."""
+        """Float32 tensors one behind the other along ``axis``; a single one stays as it is."""
+        if len(parts) == 1:
+            return parts[0]
         shape = list(self.shape(parts[0]))
         shape[axis] = sum(self.shape(part)[axis] for part in parts)
         none = schema.ActivationFunctionType.NONE
