@@ -228,6 +228,10 @@ def _shape(path: Path, anatomy: Anatomy, config: Mapping[str, Any]) -> Shape:
         if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST:
             field = anatomy.config_fields.get(name, name)
             raise StudentError(f"{path} has {field} {size!r}, where a positive whole number is expected")
+    width = shape.width_of_head
+    if not isinstance(width, int) or isinstance(width, bool) or not 0 <= width <= LARGEST:
+        field = anatomy.config_fields.get("head_width", "head_dim")
+        raise StudentError(f"{path} has {field} {width!r}, where a positive whole number is expected")
     if anatomy.heads_divide_hidden and shape.hidden % shape.heads:
         raise StudentError(f"{path} has {shape.heads} heads, which do not divide the hidden width of {shape.hidden}")
     if not isinstance(shape.eps, int | float) or not 0 <= shape.eps < 1:
