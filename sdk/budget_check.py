@@ -87,7 +87,7 @@ def check_budget(
         )
     candidates = by_preference(found.artifacts(runtime, precision), profile, explicit=precision is not None)
     candidate = candidates[0]
-    # A writer needs room behind the prompt for what it writes.
+    # A writer needs room behind the prompt for what it writes; a summariser has it in a context of its own.
     longest = found.manifest.tokenizer.max_tokens // (2 if found.manifest.writing is not None else 1)
     tokens = min(budget.tokens, max(1, longest))
     machine = probe()
@@ -192,7 +192,7 @@ def _estimated(
     )
     host = measure_profile(seconds=1.0)
     if report.ttft_ms is not None:
-        return _estimated_writing(report, profile, host, candidate)
+        return _estimated_writing(report, profile, host, candidate, bundle.manifest.summarizing is not None)
     int8 = artifact.precision != "fp32"
     rate = host.int8_gmac_s if int8 else host.fp32_gmac_s
     # The work that this machine's rate explains: overheads of the engine scale with the clock as arithmetic does.
@@ -204,10 +204,11 @@ def _estimated(
 
 
 def _estimated_writing(
-    report: ProcessReport, profile: DeviceProfile, host: DeviceProfile, candidate: Candidate
+    report: ProcessReport, profile: DeviceProfile, host: DeviceProfile, candidate: Candidate, summarizes: bool
 ) -> tuple[dict[str, Figure], float]:
-    """A decode step and the prefill of the prompt, each scaled to the device; both read every weight once."""
+    """A decode step and the way to the first token, each scaled to the device; both read every weight once at most."""
     from ..device_profiles.cost_model import P90_OVER_TYPICAL, Prediction, Workload, predict
+    from .measured_summarizing import TOKENS
 
     artifact = candidate.artifact
     int8 = artifact.precision != "fp32"
@@ -221,7 +222,8 @@ def _estimated_writing(
     step, prefill = there(report.percentile(50)), there(report.ttft_ms or 0.0)
     figures = _figures(step.p90_ms, report.peak_rss_mib, "estimated")
     figures["ttft_ms"] = Figure(prefill.p90_ms, "estimated")
-    figures["tokens_per_s"] = Figure(1000 * P90_OVER_TYPICAL / step.p90_ms, "estimated")
+    token_ms = (prefill.p90_ms + (TOKENS - 1) * step.p90_ms) / TOKENS if summarizes else step.p90_ms
+    figures["tokens_per_s"] = Figure(1000 * P90_OVER_TYPICAL / token_ms, "estimated")
     return figures, step.error_fraction
 
 

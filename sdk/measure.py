@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from .. import errors
 from ..errors import EdgescribeError, EngineError, UsageError
-from .bundle import writes
+from .bundle import task_of
 from .manifest import Measurement
 from .measured_process import Effort, ProcessReport, Request
 
@@ -307,6 +307,7 @@ def _request(
     ):
         if not least <= value < 10**6:
             raise UsageError(f"{name} is {value}; give {least} or more (under a million)")
+    task = task_of(bundle)
     return Request(
         bundle=str(Path(bundle).resolve()),
         runtime=runtime,
@@ -316,7 +317,8 @@ def _request(
         tokens=tokens,
         effort=effort,
         texts=list(texts),
-        writes=writes(bundle),
+        writes=task == "generate",
+        summarizes=task == "summarize",
     )
 
 

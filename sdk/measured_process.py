@@ -41,7 +41,7 @@ class Request(msgspec.Struct, kw_only=True):
 
     ``spawned_ns``: the parent's monotonic clock in nanoseconds just before the process was started.
     ``texts``: what the timed calls are made of; the tokens of the bundle's known answers where there are none.
-    ``writes``: the bundle's task is ``generate``.
+    ``writes``: the bundle's task is ``generate``; ``summarizes``: it is ``summarize``.
     ``texts_file``: JSON Lines of strings whose outputs go to ``outputs_file`` (``.npz``), or None.
     """
 
@@ -57,6 +57,7 @@ class Request(msgspec.Struct, kw_only=True):
     texts_file: str | None = None
     outputs_file: str | None = None
     writes: bool = False
+    summarizes: bool = False
 
 
 class ProcessReport(msgspec.Struct, kw_only=True):
@@ -74,8 +75,9 @@ class ProcessReport(msgspec.Struct, kw_only=True):
         peak_rss_mib: peak resident memory after the timed calls.
         latencies_ms: one for each timed call of the artifact, in order.
         tokenize_ms: mean time to turn one of the given texts into tokens; None without texts.
-        ttft_ms: of a writer, whose timed calls are decode steps: from a prompt's tokens to the first token (median).
-        tokens_per_s: of a writer: while decoding.
+        ttft_ms: of a writer or summariser, whose timed calls are decode steps: from a prompt's or source's tokens to
+            the first token (median).
+        tokens_per_s: of a writer: while decoding; of a summariser: reading the source included.
         disk_mib: the artifact with its tokenizer.
     """
 
@@ -152,6 +154,10 @@ def _measured(request: Request, started: float, progress: Callable[[float], None
 
     if request.writes:
         return _measured_writer(request, started, progress)
+    if request.summarizes:
+        from .measured_summarizing import measured_summarizer
+
+        return measured_summarizer(request, started, progress)
     imported = time.perf_counter()
     student = load(
         request.bundle,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from .student import StudentInfo
 from .summary_run import Summary, SummaryPlan, SummaryRun
 from .text_codec import TextCodec
 from .text_stream import AsyncWriting, Writing
+from .transcripts import read_transcript
 from .turn import Turn as SpokenTurn
 
 MOST_BEAMS = 32
@@ -209,7 +211,7 @@ class Summarizer:
 
     def summarize_long(
         self,
-        text: str | Iterable[SpokenTurn],
+        text: str | os.PathLike[str] | Iterable[SpokenTurn],
         *,
         part_tokens: int | None = None,
         overlap_tokens: int | None = None,
@@ -221,10 +223,12 @@ class Summarizer:
         """Summarise a text or transcript of any length in parts (:mod:`~edgescribe.sdk.long_text`).
 
         Summaries of parts, and of several parts together, come as they are ready; the last one is of all. Memory does
-        not grow with the text where turns are given as an iterator; other texts may be summarised between two parts.
+        not grow with a text that is given as a file or as an iterator of turns. Other texts may be summarised between
+        two parts.
 
         Args:
-            text: a transcript's turns (:func:`~edgescribe.sdk.transcripts.read_transcript`), or a text.
+            text: a text, the path of a transcript or text file, or turns
+                (:func:`~edgescribe.sdk.transcripts.read_transcript`).
             part_tokens: the most tokens of a part; None takes all that is read at once.
             overlap_tokens: about how many tokens of each part begin the next; None takes a sixteenth of a part.
             fan_in: the most summaries that are merged at a time.
@@ -234,6 +238,7 @@ class Summarizer:
 
         Raises:
             InputError: what was given is no text and no turns (when the first summary is asked for).
+            DataError: a file cannot be read, or is no text (the same).
             UsageError: an option is out of range, or the summariser was closed.
             EngineError: the engine failed (while summaries are asked for).
         """
@@ -243,7 +248,7 @@ class Summarizer:
         if most > self._source_context:
             raise UsageError(f"parts of {most} tokens; this summariser reads {self._source_context} at once")
         return summarize_long(
-            text,
+            read_transcript(text) if isinstance(text, os.PathLike) else text,
             lambda part: self._summary(part, options).text,
             lambda part: len(self.source_tokens(part)),
             part_tokens=most,

@@ -132,7 +132,7 @@ def _single(report: ProcessReport) -> Result:
     if report.ttft_ms is not None and report.tokens_per_s is not None:
         rows[0] = ("decode step", rows[0][1])
         rows[1] = ("throughput", f"{figure(report.tokens_per_s)} tokens/s")
-        rows.insert(0, ("first token", f"{figure(report.ttft_ms)} ms after a prompt of {report.tokens} tokens"))
+        rows.insert(0, ("first token", f"{figure(report.ttft_ms)} ms after a text of {report.tokens} tokens"))
     if report.tokenize_ms is not None:
         rows.insert(1, ("tokenizing", f"{figure(report.tokenize_ms)} ms a text, beside the latency"))
     fit = "" if data["published"] else "; not enough to publish (--published)"

@@ -27,7 +27,15 @@ def inspect(bundle: Path) -> Result:
 
 
 def _limits(manifest: Manifest, labels: str) -> list[tuple[str, str]]:
-    writing = manifest.writing
+    writing, summarizing = manifest.writing, manifest.summarizing
+    if summarizing is not None:
+        defaults = ", ".join(f"{name} {value:g}" for name, value in summarizing.defaults.items())
+        return [
+            ("reads at once", f"{summarizing.source_context} tokens; longer texts in parts"),
+            ("writes", f"{summarizing.context} tokens at most, {len(summarizing.start_ids)} that start it included"),
+            ("prefix", repr(summarizing.prefix) if summarizing.prefix else "none"),
+            ("search", defaults or "greedy"),
+        ]
     if writing is None:
         return [
             ("longest input", f"{manifest.tokenizer.max_tokens} tokens"),

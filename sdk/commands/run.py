@@ -1,4 +1,4 @@
-"""``edgescribe run``: classify, tag, embed or write with a bundle."""
+"""``edgescribe run``: classify, tag, embed, write or summarise with a bundle."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from .texts import NumberedText, read_texts
 
 if TYPE_CHECKING:
     from ..student import Student
+    from .run_summarizer import Document
 
 
 @command(
     epilog="Exactly one of --text, --input and a pipe on stdin gives the texts. "
-    "With --json each text's answer is a line of its own."
+    "With --json each text's answer is a line of its own. To a summariser a pipe, or a file that is no data file, is "
+    "one text: a transcript (WebVTT, SRT, lines of Name: words) or any other, in parts where it is long."
 )
 @bundle_argument
 @click.option("--text", "texts", multiple=True, help="A text; may be given several times.")
@@ -32,15 +34,25 @@ if TYPE_CHECKING:
 )
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Labels to show for each text.")
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=1, show_default=True, help="Texts run at once.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of a writer.")
 @click.option(
-    "--temperature", type=click.FloatRange(0, 100), help="Of a writer; 0: the likeliest.  [default: the bundle's]"
+    "--max-new-tokens", type=click.IntRange(1), help="To write.  [default: 256; of a summariser, the bundle's]"
 )
-@click.option("--seed", type=click.IntRange(0), help="Of a writer: the same seed gives the same text.")
-@click.option("--stop", multiple=True, help="Of a writer: a string that ends the text. May be repeated.")
+@click.option("--temperature", type=click.FloatRange(0, 100), help="0: the likeliest.  [default: the bundle's]")
+@click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text.")
+@click.option("--stop", multiple=True, help="A string that ends what is written. May be repeated.")
 @click.option("--system", help="Of a writer that chats: what it is to be.")
 @click.option("--plain", is_flag=True, help="Of a writer that chats: go on from the text instead of answering it.")
-@click.option("--context", type=click.IntRange(2), help="Of a writer: tokens of prompt and text together.")
+@click.option("--context", type=click.IntRange(2), help="Tokens of prompt and text together; of a summary alone.")
+@click.option("--min-new-tokens", type=click.IntRange(0), help="Of a summariser: to write at least.")
+@click.option("--num-beams", type=click.IntRange(1, 32), help="Of a summariser: summaries to choose from; 1: greedy.")
+@click.option("--length-penalty", type=click.FloatRange(-16, 16), help="Of beams: over 0 favours long summaries.")
+@click.option(
+    "--no-repeat-ngram", "no_repeat_ngram_size", type=click.IntRange(0), help="Of a summariser: tokens not to repeat."
+)
+@click.option("--lookup/--no-lookup", default=None, help="Of a summariser: guess by copying from the text.")
+@click.option(
+    "--long/--no-long", default=None, help="Of a summariser: in parts.  [default: long files and pipes alone]"
+)
 @artifact_options
 def run(
     bundle: Path,
@@ -54,33 +66,43 @@ def run(
     threads: int,
     **writing: Any,
 ) -> Iterator[Result]:
-    """Classify, tag or embed texts with BUNDLE, or write, whichever it was made for.
+    """Classify, tag, embed or summarise texts with BUNDLE, or write, whichever it was made for.
 
     A writer answers each text, or without any on a terminal, chats.
     """
-    from ..bundle import writes
+    from ..bundle import task_of
     from ..load import load
+
+    task = task_of(bundle)
+    opened: dict[str, Any] = {"runtime": runtime, "precision": precision, "device": device, "threads": threads}
 
     if texts and source is not None:
         raise click.UsageError("--text and --input exclude each other")
+    if task == "summarize":
+        from .run_summarizer import SUMMARY_OPTIONS, summarize_texts
+
+        options = {name: writing[name] for name in SUMMARY_OPTIONS}
+        found = summarizers_texts(texts, source)
+        opened["context"] = writing["context"]
+        yield from summarize_texts(bundle, found, opened, long=writing["long"], options=options)
+        return
     rows: Iterable[NumberedText]
     if texts:
         rows = (NumberedText(number, text) for number, text in enumerate(texts, 1))
     else:
         stdin = sys.stdin.buffer
-        if source is None and stdin.isatty() and writes(bundle):
+        if source is None and stdin.isatty() and task == "generate":
             rows = ()
         elif source is None and stdin.isatty():
             raise click.UsageError("no texts: give --text, --input, or pipe them in")
         else:
             rows = read_texts(stdin if source is None or source == Path("-") else source, warn)
-    if writes(bundle):
-        from .run_writer import write_texts
+    if task == "generate":
+        from .run_writer import WRITING_OPTIONS, write_texts
 
-        opened = {"runtime": runtime, "precision": precision, "device": device, "threads": threads}
-        yield from write_texts(bundle, rows, opened, **writing)
+        yield from write_texts(bundle, rows, opened, **{name: writing[name] for name in WRITING_OPTIONS})
         return
-    with load(bundle, runtime=runtime, precision=precision, device=device, threads=threads) as student:
+    with load(bundle, **opened) as student:
         used = student.effective
         note(
             f"{student.info.name}: {used.runtime} {used.engine_version} on {used.device}, {student.info.precision}, "
@@ -94,6 +116,21 @@ def run(
         if cut:
             which = "1 text was" if cut == 1 else f"{cut} texts were"
             warn(f"{which} longer than {student.info.max_tokens} tokens; the end was left out")
+
+
+def summarizers_texts(texts: tuple[str, ...], source: Path | None) -> Iterable[NumberedText | Document]:
+    """What a summariser is given: texts and rows of data files one by one, other files and a pipe as a whole."""
+    from ..labelled_text import SUFFIXES
+    from .run_summarizer import Document
+
+    if texts:
+        return [NumberedText(number, text) for number, text in enumerate(texts, 1)]
+    stdin = sys.stdin.buffer
+    if source is None and stdin.isatty():
+        raise click.UsageError("no text: give --text, --input, or pipe it in")
+    if source is None or source == Path("-"):
+        return [Document(stdin)]
+    return read_texts(source, warn) if source.name.lower().endswith(SUFFIXES) else [Document(source)]
 
 
 def _batches(rows: Iterable[NumberedText], size: int) -> Iterator[list[NumberedText]]:

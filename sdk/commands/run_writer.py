@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from ..writer import Prompt, Writer
 
 
+WRITING_OPTIONS = ("max_new_tokens", "temperature", "seed", "stop", "system", "plain", "context")
+"""Options of the command that :func:`write_texts` takes."""
+
+
 def write_texts(
     bundle: Path,
     rows: Iterable[NumberedText],
     opened: Mapping[str, Any],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     temperature: float | None,
     seed: int | None,
     stop: tuple[str, ...],
@@ -39,8 +43,9 @@ def write_texts(
     """
     from ..load import load_writer
 
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    options |= {"stop": stop}
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": stop}
+    if max_new_tokens is not None:
+        options["max_new_tokens"] = max_new_tokens
     with load_writer(bundle, context=context, **opened) as writer:
         answers = writer.chats and not plain
         if system is not None and not answers:

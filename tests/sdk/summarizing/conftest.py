@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,14 +153,15 @@ class TransformersSession(CheckedEncoderDecoder):
 
 
 @pytest.fixture(scope="session")
-def t5_of(codec: TextCodec) -> Callable[[int], Any]:
-    """A random T5 by its seed, the same object each time."""
-    made: dict[int, Any] = {}
+def t5_of(codec: TextCodec) -> Callable[..., Any]:
+    """A random T5 by its seed, for the Unigram's vocabulary or another, the same object each time."""
+    made: dict[tuple[int, int], Any] = {}
 
-    def make(seed: int) -> Any:
-        if seed not in made:
-            made[seed] = random_t5(codec.vocabulary_size, seed)
-        return made[seed]
+    def make(seed: int, vocabulary: int = codec.vocabulary_size) -> Any:
+        key = (seed, vocabulary)
+        if key not in made:
+            made[key] = random_t5(vocabulary, seed)
+        return made[key]
 
     return make
 
@@ -168,7 +172,7 @@ def bart_of(codec: TextCodec) -> Callable[[int], Any]:
 
 
 @pytest.fixture
-def session_of(t5_of: Callable[[int], Any]) -> Callable[..., TransformersSession]:
+def session_of(t5_of: Callable[..., Any]) -> Callable[..., TransformersSession]:
     """A session on a random T5, or on a model that is given."""
 
     def make(seed: int = 0, model: Any = None, **sizes: Any) -> TransformersSession:
@@ -181,3 +185,39 @@ def session_of(t5_of: Callable[[int], Any]) -> Callable[..., TransformersSession
 def summarizer(session_of: Callable[..., TransformersSession], codec: TextCodec) -> Iterator[Summarizer]:
     with Summarizer(session_of(), codec, start_tokens=[PAD], end_tokens=[END]) as summarizer:
         yield summarizer
+
+
+@pytest.fixture(scope="session")
+def _summarizer_bundle(tmp_path_factory: pytest.TempPathFactory, unigram_json: bytes, t5_of: Any) -> Path:
+    from edgescribe.converters.families.t5_layers import settle
+    from edgescribe.converters.make_summarizer_bundle import make_summarizer_bundle
+    from edgescribe.converters.student import Student
+    from edgescribe.converters.torch_decoder import graph_of
+    from tokenizers import Tokenizer
+
+    model = t5_of(0)
+    fields = json.loads(model.config.to_json_string(use_diff=False))
+    config, state = settle(fields, {name: each.clone() for name, each in model.state_dict().items()})
+    student = Student(
+        config, state, Tokenizer.from_str(unigram_json.decode()), {}, "summarize", (), SOURCE_CONTEXT, PAD, "random",
+        "0" * 64,
+    )  # fmt: skip
+    out = tmp_path_factory.mktemp("summarizer") / "bundle"
+    options: dict[str, Any] = {"recipe": {}, "seed": 0, "data_sha256": {}, "summary_tokens": CONTEXT}
+    runtimes = ["onnxruntime", "openvino", "litert"]
+    return make_summarizer_bundle(
+        student, {"fp32": graph_of(student)}, runtimes, out, texts=SENTENCES, source=student, **options
+    ).folder
+
+
+@pytest.fixture
+def summarizer_folder(_summarizer_bundle: Path) -> Path:
+    """A random T5 in float32 for all three runtimes, not to be altered."""
+    return _summarizer_bundle
+
+
+@pytest.fixture
+def own_folder(_summarizer_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of it to be altered at will."""
+    shutil.copytree(_summarizer_bundle, tmp_path / "bundle")
+    return tmp_path / "bundle"
