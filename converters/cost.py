@@ -6,13 +6,15 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..sdk.measure import QUICK, Effort
 from .advance import OnAdvance, part_of, unwatched
+from .anatomy import Task
 from .conversion_data import Texts, examples_of
 from .conversion_request import Request
+from .evaluate_summaries import EVALUATED_TEXTS
 from .importance import BATCHES
 from .language_metrics import foresee
 from .predict import predict
@@ -20,6 +22,8 @@ from .prune import prune
 from .recipe import Recipe
 from .recover import with_relu
 from .student import Student
+from .summary_metrics import foresee_summaries
+from .teacher_summaries import with_teacher_summaries
 from .torch_decoder import graph_of
 from .torch_graph import TorchGraph
 from .training import Progress, calibrate, train
@@ -29,6 +33,9 @@ from .workload import BYTES
 MIB = 1 << 20
 SAMPLE = 512
 """Training rows whose lengths stand for all."""
+
+SUMMARIES = 64
+"""Training rows that the teacher summarises for it to be timed."""
 
 PROCESS_SECONDS = 3.0
 """What starting Python, an engine and a tokenizer takes at most for each measured process; a guess."""
@@ -71,9 +78,9 @@ def estimate_cost(request: Request, effort: Effort = QUICK, on_advance: OnAdvanc
     pruned = _roughly_pruned(request)
     train_count = len(request.train.texts)
     rows = request.train.part(range(0, train_count, max(1, train_count // SAMPLE)))
-    examples = examples_of(rows, pruned, request.teacher, recipe.train_tokens)
-    tokens = sum(len(each.ids) for each in examples) / len(examples)
-    typical = sorted(examples, key=lambda each: abs(len(each.ids) - tokens))
+    examples = examples_of(rows, pruned, request.teacher, recipe.train_tokens, None, recipe.summary_tokens)
+    tokens = sum(each.tokens for each in examples) / len(examples)
+    typical = sorted(examples, key=lambda each: abs(each.tokens - tokens))
     part(0.2)
     seconds: dict[str, float] = {}
     updates: dict[str, int] = {}
@@ -95,9 +102,16 @@ def estimate_cost(request: Request, effort: Effort = QUICK, on_advance: OnAdvanc
     if not recipe.pruning_of(student).is_empty:
         seconds["pruning"] = 3 * a_token * tokens * 32 * BATCHES
     runs = 2 if request.teacher is not student else 1
-    seconds["evaluating in torch"] = runs * len(request.evaluation.texts) * length * a_token
+    evaluated = len(request.evaluation.texts)
+    if student.task == "summarize":
+        # Every text is read twice, to foresee its reference and to be summarised.
+        evaluated = 2 * min(evaluated, EVALUATED_TEXTS)
+        if recipe.training.epochs and recipe.teacher_summaries:
+            written = recipe.teacher_summaries * train_count * _seconds_a_summary(request)
+            seconds["the teacher writes summaries"] = written
+    seconds["evaluating in torch"] = runs * evaluated * length * a_token
     processes = 2 * len(request.runtimes) + len(request.devices)
-    answers = len(request.runtimes) * len(request.evaluation.texts) * length * a_token
+    answers = len(request.runtimes) * evaluated * length * a_token
     timed = (len(request.runtimes) + len(request.devices)) * (effort.seconds + PROCESS_SECONDS)
     seconds["evaluating on the engines"] = answers + timed + (processes - len(request.devices)) * PROCESS_SECONDS / 2
     part(1.0)
@@ -120,7 +134,7 @@ def _roughly_pruned(request: Request) -> Student:
     pruning = recipe.pruning_of(student)
     if not pruning.is_empty:
         few = examples_of(request.train.part(range(min(16, len(request.train.texts)))), student, None, 32)
-        student = prune(student, pruning, few, request.train.texts + request.validation.texts)
+        student = prune(student, pruning, few, request.train.words(student) + request.validation.words(student))
     return with_relu(student) if recipe.relu else student
 
 
@@ -150,8 +164,12 @@ def _step_seconds(graph: TorchGraph, typical: Sequence[Example], recipe: Recipe,
 
 
 def _seconds_a_token(graph: TorchGraph, examples: Sequence[Example]) -> float:
-    count = sum(len(each.ids) for each in examples)
-    run = _foreseen if graph.student.task == "generate" else predict
+    count = sum(each.tokens for each in examples)
+    runs: dict[Task, Callable[[TorchGraph, Sequence[Example]], object]] = {
+        "generate": _foreseen,
+        "summarize": foresee_summaries,
+    }
+    run = runs.get(graph.student.task, predict)
     run(graph, examples[:8])
     started = time.perf_counter()
     run(graph, examples)
@@ -166,7 +184,23 @@ def _foreseen(graph: TorchGraph, examples: Sequence[Example]) -> None:
 def _mean_tokens(texts: Texts, student: Student) -> float:
     count = len(texts.texts)
     examples = examples_of(texts.part(range(0, count, max(1, count // SAMPLE))), student)
-    return sum(len(each.ids) for each in examples) / len(examples)
+    return sum(each.tokens for each in examples) / len(examples)
+
+
+def _seconds_a_summary(request: Request) -> float:
+    """What the teacher takes for one, of some written together."""
+    recipe, texts = request.recipe, request.train.part(range(min(SUMMARIES, len(request.train.texts))))
+    started = time.perf_counter()
+    with_teacher_summaries(
+        texts,
+        request.teacher,
+        share=1.0,
+        beams=recipe.teacher_beams,
+        max_tokens=recipe.train_tokens,
+        summary_tokens=recipe.summary_tokens,
+        seed=recipe.training.seed,
+    )
+    return (time.perf_counter() - started) / len(texts.texts)
 
 
 def _peak_rss_mib() -> float:

@@ -38,6 +38,7 @@ EVALUATED_TEXTS = 512
 """Texts that every stage summarises: about 1.5 points of ROUGE-L to either side."""
 
 SAMPLES = 4
+SAMPLE_CHARACTERS = 1500
 BASELINE = "first sentence"
 """What reports call the baseline."""
 
@@ -157,12 +158,17 @@ def samples(data: SummaryData, written: dict[str, Sequence[str]]) -> tuple[Sampl
     step = max(1, len(data.texts) // SAMPLES)
     return tuple(
         Sample(
-            prompt=data.texts[number],
+            prompt=shortened(data.texts[number]),
             texts={stage: texts[number] for stage, texts in written.items()},
             reference=data.references[number],
         )
         for number in range(0, len(data.texts), step)
     )[:SAMPLES]
+
+
+def shortened(text: str) -> str:
+    """As much of a text as a reader of a report will read."""
+    return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
 def tokenizing_student(bundle: Bundle) -> Student:

@@ -13,12 +13,20 @@ from ..device_profiles.schema import Budget, DeviceProfile, RuntimePreference
 from ..errors import ProfileError, UsageError
 from ..runtimes.registry import RUNTIMES
 from ..sdk.load import avoided
-from .anatomy import Task
+from .anatomy import Shape, Task
 from .read import read_student
 from .recipe import Recipe, ladder_of
 from .student import Student
 from .vocabulary import trimmed_size
-from .workload import decode_workload, prefill_workload, pruned_shape, workload
+from .workload import (
+    WRITTEN_TOKENS,
+    decode_workload,
+    prefill_workload,
+    pruned_shape,
+    read_workload,
+    summarize_workload,
+    workload,
+)
 
 MIB = 1 << 20
 
@@ -27,8 +35,9 @@ MIB = 1 << 20
 class Step:
     """One recipe's prediction on one device; ``findings`` against its budget, all estimated.
 
-    ``p90_ms``: of one call at batch 1 and the budget's tokens; ``peak_rss_mib``: of the process; ``disk_mib``: the
-    artifact with its tokenizer; ``error_fraction``: how far off the first two may be (0.5: by half).
+    ``p90_ms``: of one call at batch 1 and the budget's tokens (of a writer or summariser, a decode step behind them);
+    ``peak_rss_mib``: of the process; ``disk_mib``: the artifact with its tokenizer; ``error_fraction``: how far off the
+    first two may be (0.5: by half).
     """
 
     recipe: str
@@ -158,6 +167,8 @@ def _predicted(
     shape = pruned_shape(student.shape, pruning)
     tokens = min(budget.tokens, pruning.positions or student.max_tokens)
     preferred = preferred_runtime(device, recipe.precision, runtimes)
+    if student.task == "summarize":
+        return _predicted_summarizer(student, recipe, device, budget, preferred, shape, tokens)
     figures: dict[str, Figure] = {}
     if student.task == "generate":
         work = decode_workload(shape, recipe.precision, tokens)
@@ -168,8 +179,7 @@ def _predicted(
     predicted = predict(device, work, preferred.name, preferred.threads)
     if student.task == "generate":
         figures["tokens_per_s"] = Figure(1000 * P90_OVER_TYPICAL / predicted.p90_ms, "estimated")
-    tokenizer = len(student.tokenizer.to_str()) * shape.vocabulary / student.shape.vocabulary
-    disk_mib = (work.weight_bytes + tokenizer) / MIB
+    disk_mib = (work.weight_bytes + _tokenizer_bytes(student, shape)) / MIB
     figures |= {
         "p90_ms": Figure(predicted.p90_ms, "estimated"),
         "peak_rss_mib": Figure(predicted.peak_rss_mib, "estimated"),
@@ -187,3 +197,43 @@ def _predicted(
         error_fraction=predicted.error_fraction,
         findings=tuple(check(budget, figures)),
     )
+
+
+def _predicted_summarizer(
+    student: Student,
+    recipe: Recipe,
+    device: DeviceProfile,
+    budget: Budget,
+    preferred: RuntimePreference,
+    shape: Shape,
+    tokens: int,
+) -> Step:
+    """A decode step behind a source of ``tokens`` tokens, and the way from that source to the first token."""
+    whole = read_workload(shape, recipe.precision, tokens)
+    step = summarize_workload(shape, recipe.precision, tokens, WRITTEN_TOKENS)
+    reading, writing = (predict(device, work, preferred.name, preferred.threads) for work in (whole, step))
+    token_ms = (reading.p90_ms + (WRITTEN_TOKENS - 1) * writing.p90_ms) / WRITTEN_TOKENS / P90_OVER_TYPICAL
+    disk_mib = (whole.weight_bytes + _tokenizer_bytes(student, shape)) / MIB
+    figures = {
+        "ttft_ms": Figure(reading.p90_ms, "estimated"),
+        "tokens_per_s": Figure(1000 / token_ms, "estimated"),
+        "p90_ms": Figure(writing.p90_ms, "estimated"),
+        "peak_rss_mib": Figure(reading.peak_rss_mib, "estimated"),
+        "disk_mib": Figure(disk_mib, "estimated"),
+    }
+    return Step(
+        recipe=recipe.name,
+        device=device.id,
+        runtime=preferred.name,
+        threads=preferred.threads,
+        tokens=tokens,
+        p90_ms=writing.p90_ms,
+        peak_rss_mib=reading.peak_rss_mib,
+        disk_mib=disk_mib,
+        error_fraction=reading.error_fraction,
+        findings=tuple(check(budget, figures)),
+    )
+
+
+def _tokenizer_bytes(student: Student, shape: Shape) -> float:
+    return len(student.tokenizer.to_str()) * shape.vocabulary / student.shape.vocabulary

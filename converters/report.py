@@ -34,6 +34,14 @@ _METRIC_WORDS = {
     "macro_recall": "Recall",
     "macro_auc": "AUC",
     "expected_calibration_error": "ECE",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "chrf": "chrF",
+    "compression": "Compression",
+    "copied_3grams": "Copied",
+    "entity_faithfulness": "Faithful",
+    "token_accuracy": "Next token right",
     "cosine": "Cosine",
     "least_cosine": "Least cosine",
     "pearson": "Pearson",
@@ -44,8 +52,11 @@ _METRIC_WORDS = {
     "bits_per_character": "Bits a character",
 }
 
-_NUMBERS = ("cross_entropy", "perplexity", "bits_per_character")
+_NUMBERS = ("cross_entropy", "perplexity", "bits_per_character", "chrf", "compression")
 """Metrics that are no shares."""
+
+_SHOWN_INTERVALS = ("rouge1", "rouge2", "rougeL")
+"""Metrics of summaries whose confidence intervals are shown."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,8 @@ def report_html(report: ConversionReport) -> str:
         verdicts=[_verdict(budget) for budget in report.verdicts],
         metric_names={name: _METRIC_WORDS[name] for name in _metric_names(report)},
         numbers=_NUMBERS,
+        shown_intervals=_SHOWN_INTERVALS if report.task == "summarize" else (),
+        writes=report.task in ("generate", "summarize"),
         hows=sorted({stage.timing.how for stage in report.stages if stage.timing is not None}),
         label_metrics=best.metrics.labels if best and isinstance(best.metrics, ClassificationMetrics) else (),
         plots=[(plot, Markup(plot.svg)) for plot in plots(report, best)],  # matplotlib escapes its texts

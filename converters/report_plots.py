@@ -114,7 +114,7 @@ def _quality_and_latency(report: ConversionReport) -> Plot | None:
     words = "; ".join(
         f"{stage.name} {100 * metrics.score:.1f} % at {timing.p90_ms:.3g} ms" for stage, timing, metrics in timed
     )
-    title = f"{word.capitalize()} against latency"
+    title = f"{word[0].upper()}{word[1:]} against latency"
     caption = "Each mark is one artifact: further up is better, further left is faster."
     return Plot(title, _svg(figure, "tradeoff"), f"{word.capitalize()} by artifact: {words}.", caption)
 
@@ -326,7 +326,7 @@ def _mistakes(metrics: ClassificationMetrics, most: int = 3) -> list[str]:
 
 
 def _score_word(report: ConversionReport) -> str:
-    return "rank correlation" if report.task == "embed" else "accuracy"
+    return {"embed": "rank correlation", "summarize": "ROUGE-L"}.get(report.task, "accuracy")
 
 
 def _short(text: str, most: int) -> str:

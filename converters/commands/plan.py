@@ -39,7 +39,10 @@ def plan(
     from ..conversion_data import read_texts
     from ..plan import plan_conversion
 
-    texts = read_texts(train, "embed", warn).texts if train is not None else []
+    texts = []
+    if train is not None:
+        read = read_texts(train, "summarize" if task == "summarize" else "embed", warn)
+        texts = read.texts + read.summaries
     found = plan_conversion(
         student,
         task=task,
