@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from edgescribe.__main__ import run
 from edgescribe.converters.anatomy import ENCODER_DECODERS, HEAD_KINDS
 from edgescribe.converters.families import bart_layers
 from edgescribe.converters.importance import measure_importance, score_units
@@ -381,3 +384,31 @@ def test_shorter_inputs(
     assert read_student(tmp_path, "summarize").max_tokens == 41
     if family in ("bart", "marian"):
         assert shorter.config["max_position_embeddings"] == 41
+
+
+def test_the_command(
+    make_summarizer_checkpoint: Callable[..., Any], sentences: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """``edgescribe prune`` of a T5 whose ``tokenizer_config.json`` lists its sentinels, as published ones do."""
+    folder, _ = make_summarizer_checkpoint("t5")
+    student = Path(shutil.copytree(folder, tmp_path / "student"))
+    config = json.loads((student / "tokenizer_config.json").read_text())
+    listed = {"additional_special_tokens": [f"<extra_id_{number}>" for number in range(5)], "extra_ids": 5}
+    (student / "tokenizer_config.json").write_text(json.dumps({**config, **listed}))
+    rows = [{"text": text, "summary": text[:20]} for text in sentences[:6]]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for number, more in enumerate(([], ["--drop-sentinels"])):
+        out = tmp_path / f"pruned-{number}"
+        sizes = ["--layers=2", "--decoder-layers=1", "--heads=2", "--hidden=9", "--vocabulary=0", *more]
+        assert run(["prune", str(student), "--task=summarize", f"--train={data}", f"--out={out}", *sizes]) == 0
+        assert re.search(r"decoder_layers\s+2\s+1", capsys.readouterr().out)
+        smaller, tokenizer = read_student(out, "summarize"), transformers.AutoTokenizer.from_pretrained(out)
+        assert len(tokenizer) == smaller.shape.vocabulary
+        assert (tokenizer.convert_tokens_to_ids("<extra_id_0>") == tokenizer.unk_token_id) == bool(more)
+    asked = ["prune", str(student), "--task=summarize", f"--train={data}", "--out=x"]
+    assert run(asked) == 2
+    assert "--decoder-layers" in capsys.readouterr().err
+    assert run([*asked, "--recipe=x", "--drop-sentinels"]) == 2
+    assert "--recipe and --drop-sentinels exclude" in capsys.readouterr().err
