@@ -85,9 +85,13 @@ class OpenVinoDecoderGraph(OpenVinoDecoderLayers):
         empty = ops.concat([batch, integers([attention.kv_heads, 0, attention.head_width])], 0)
         shape = ov.PartialShape([-1, attention.kv_heads, -1, attention.head_width])
         held = ops.read_value(ops.broadcast(number(0), empty), name, ov.Type.f32, shape)
-        grown = ops.concat([ops.gather(held, self._tokens("beam_idx"), integers(0)), new], 2)
+        grown = ops.concat([ops.gather(held, self._beams(), integers(0)), new], 2)
         self._sinks.append(ops.assign(grown, name))
         return grown
+
+    def _beams(self) -> Node:
+        """Which text each text goes on from, int32 ``[B]``."""
+        return self._tokens("beam_idx")
 
     @staticmethod
     def _for_all_heads(x: Node, attention: Attention) -> Node:

@@ -51,8 +51,9 @@ def export_openvino_encoder_decoder(
     if path.suffix != ".xml":
         raise OutputError(f"an OpenVINO artifact's name ends in .xml, and {str(path)!r} does not: name it so")
     for what, tokens in (("source", source_context), ("target", context)):
-        if not 1 <= tokens <= shape.positions:
-            raise UsageError(f"a {what} of {tokens} tokens was asked for; the student takes 1 to {shape.positions}")
+        most = shape.positions - shape.position_offset
+        if not 1 <= tokens <= most:
+            raise UsageError(f"a {what} context of {tokens} tokens was asked for; the student takes 1 to {most}")
     if anatomy.halves is None:
         raise StudentError(f"a student of {anatomy.model_type} has no encoder and decoder: export it as what it is")
     reading, writing = (OpenVinoEncoderDecoderGraph(weights, context) for _ in range(2))
