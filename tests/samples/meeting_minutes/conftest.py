@@ -82,7 +82,7 @@ def tiny_summarizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def summarizer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny summariser for ONNX Runtime."""
     import torch
     from edgescribe.converters.make_summarizer_bundle import make_summarizer_bundle
@@ -209,11 +209,11 @@ class Board:
 
 
 @pytest.fixture(scope="module")
-def start(summarizer_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Board]]:
+def start(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Board]]:
     """Starts the program at a free port; it is killed at the end."""
     started = []
 
-    def start(*options: str, bundle: Path = summarizer_bundle) -> Board:
+    def start(*options: str, bundle: Path = tiny_bundle) -> Board:
         log = tmp_path_factory.mktemp("log") / "log"
         program = [sys.executable, str(SAMPLE / "meeting_minutes.py")]
         command = [*program, f"--bundle={bundle}", "--port=0", "--threads=1", *options]

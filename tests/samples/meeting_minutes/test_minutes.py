@@ -68,7 +68,7 @@ def test_no_decisions(sentence: str) -> None:
         ("We have to order it in two weeks.", "", "order it", "in two weeks"),
         ("Action: order new chairs by 12 March.", "", "order new chairs", "by 12 March"),
         ("Action item: Bob to order chairs", "Bob", "order chairs", ""),
-        ("TODO: clean up before 5 pm", "", "clean up", "before 5 pm"),
+        ("To-do: clean up before 5 pm", "", "clean up", "before 5 pm"),
         ("Ich kümmere mich um den Raum bis Freitag.", "Sam", "den Raum", "bis Freitag"),
         ("Bob, kannst du bis Montag die Liste schicken?", "Bob", "die Liste schicken", "bis Montag"),
         ("Je vais appeler le client demain.", "Sam", "appeler le client", "demain"),

@@ -42,9 +42,9 @@ class Tray:
 
 
 @pytest.fixture
-def tray(tmp_path: Path, summarizer_bundle: Path) -> Tray:
+def tray(tmp_path: Path, tiny_bundle: Path) -> Tray:
     (tmp_path / "tray/inbox").mkdir(parents=True)
-    return Tray(tmp_path / "tray", summarizer_bundle)
+    return Tray(tmp_path / "tray", tiny_bundle)
 
 
 @pytest.mark.slow
@@ -79,6 +79,19 @@ def test_transcripts_become_minutes(tray: Tray, meeting: str) -> None:
     assert "no words" in reasons["blank.vtt.reason.txt"]
     assert "iconv" in reasons["old.txt.reason.txt"]
     assert "4 minutes written, 4 files rejected" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "litert"])
+def test_every_runtime_takes_minutes(tray: Tray, summarizer_bundle: Path, runtime: str) -> None:
+    whole = Tray(tray.root, summarizer_bundle)
+    whole.drop("talk.txt", "Anna: It was cold. Today with some friends after lunch.\nBob: We agreed to go again.\n")
+    done = whole.once(f"--runtime={runtime}", "--threads=1")
+    assert done.returncode == 0, done.stderr
+    text = (tray.root / "outbox/talk.md").read_text(encoding="utf-8")
+    assert "- Anna\n- Bob\n" in text
+    assert "“We agreed to go again.” (Bob)" in text
+    assert "summarised by facts" in text
 
 
 @pytest.mark.slow
