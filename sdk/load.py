@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 from ..errors import EngineError, MissingExtraError, UsageError, WrongAnswerError
 from ..runtimes.contract import OpenOptions
 from ..runtimes.decoder_contract import DecoderOptions
-from ..runtimes.encoder_decoder_contract import EncoderDecoderOptions
+from ..runtimes.encoder_decoder_contract import EncoderDecoderOptions, SourceAnswer
 from ..runtimes.registry import RUNTIMES, open_artifact
 from .bundle import MIB, Bundle, decoder_answers, known_answers, read_bundle, source_answers
 from .manifest import ArtifactEntry, Manifest, Precision
@@ -183,11 +183,36 @@ def load_summarizer(
             context=context,
             source_context=source_context,
             memory_limit=None if memory_mib is None else int(memory_mib * MIB),
-            source_answers=source_answers(candidate.artifact),
+            source_answers=_answers_within(candidate.artifact, source_context, context),
         )
         return open_summarizer(bundle, candidate.artifact, options)
 
     return _first_opened(bundle, _candidates(bundle, device, runtime, precision), opened)
+
+
+def _answers_within(
+    artifact: ArtifactEntry, source_context: int | None, context: int | None
+) -> tuple[SourceAnswer, ...]:
+    """The known answers that fit contexts smaller than the artifact's own.
+
+    Raises:
+        UsageError: none does, so that the engine could not be checked.
+    """
+    answers = source_answers(artifact)
+    found = tuple(
+        answer
+        for answer in answers
+        if (source_context is None or len(answer.source) <= source_context)
+        and (context is None or len(answer.prompt) <= context)
+    )
+    if not found:
+        sources = min(len(answer.source) for answer in answers)
+        prompts = min(len(answer.prompt) for answer in answers)
+        raise UsageError(
+            f"the contexts asked for hold none of the bundle's known answers, by which the engine is checked: take a "
+            f"source context of {sources} tokens at least, and a context of {prompts}"
+        )
+    return found
 
 
 def _check_task(bundle: Bundle, path: str | os.PathLike[str], *tasks: str) -> None:
