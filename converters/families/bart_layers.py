@@ -18,6 +18,7 @@ from ..decoder_graph import Attention, Norm
 from ..encoder_decoder_graph import EncoderDecoderBuilder, SourceAndTarget
 from ..graph import Value
 from .bert_layers import activation_of, linear_parameters, norm_parameters
+from .t5_layers import with_one_name
 
 PREFIX = "model."
 ENCODER = "encoder.layers.{layer}."
@@ -46,6 +47,13 @@ CONFIG_FIELDS: Mapping[str, str] = {
     "positions": "max_position_embeddings",
     "activation": "activation_function",
 }
+
+ALIASES: Mapping[str, str] = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_hidden_layers": "encoder_layers",
+}
+"""Other names that transformers takes for the same sizes; published checkpoints have both."""
 
 SHARES = "share_encoder_decoder_embeddings"
 """Whether source and target have one embedding table: Marian's field, and what ``settle_tables`` tells of a BART."""
@@ -95,7 +103,7 @@ def settle_tables(
     Raises:
         StudentError: a bias of another length than the vocabulary.
     """
-    config, state = dict(config), {_full(name): tensor for name, tensor in state.items()}
+    config, state = with_one_name(config, ALIASES), {_full(name): tensor for name, tensor in state.items()}
     source, target = (state.pop(name, None) for name in TABLES)
     apart = source is not None and target is not None and not _equal(source, target)
     apart = apart or config.get(SHARES) is False

@@ -35,6 +35,14 @@ CONFIG_FIELDS: Mapping[str, str] = {
     "activation": "feed_forward_proj",
 }
 
+ALIASES: Mapping[str, str] = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
+"""Other names that transformers takes for the same sizes."""
+
 POSITIONS = 1 << 16
 """Relative positions set no limit; this one only keeps damaged configurations out."""
 
@@ -86,6 +94,15 @@ def t5_shape(config: Mapping[str, Any]) -> Shape:
     )
 
 
+def with_one_name(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """A configuration without second names of its fields, some of which would keep the sizes that were before pruning.
+
+    A field that is there under its second name alone gets its first.
+    """
+    other = {field: config[alias] for alias, field in aliases.items() if alias in config and field not in config}
+    return {**{name: value for name, value in config.items() if name not in aliases}, **other}
+
+
 def settle(config: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Say in the configuration what transformers reads off the weights: whether the head is the embedding table.
 
@@ -95,7 +112,7 @@ def settle(config: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, Any
     Raises:
         StudentError: encoder or decoder has embeddings of its own.
     """
-    config, state = dict(config), dict(state)
+    config, state = with_one_name(config, ALIASES), dict(state)
     scales = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
     config["scale_decoder_outputs"] = bool(scales) and config.get("model_type") == "t5"
     table = next((state[name] for name in ("shared.weight", *COPIES) if name in state), None)

@@ -285,6 +285,26 @@ def test_a_pruned_summariser_is_a_plain_checkpoint(
     model.generate(tokenizer(texts[0], return_tensors="pt")["input_ids"], max_length=12, num_beams=2)
 
 
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_second_names_of_sizes_do_not_outlive_pruning(
+    family: str, make_summarizer_checkpoint: Callable[..., Any], sentences: list[str], tmp_path: Path
+) -> None:
+    """Published BARTs have ``num_hidden_layers`` beside ``encoder_layers``, and transformers takes both."""
+    options = {} if family in ("t5", "mt5") else SAME_HEADS
+    folder, model = make_summarizer_checkpoint(family, **options)
+    changed = Path(shutil.copytree(folder, tmp_path / "student"))
+    config = json.loads((changed / "config.json").read_text())
+    names = ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    (changed / "config.json").write_text(json.dumps(config | {name: getattr(model.config, name) for name in names}))
+    student = read_student(changed, "summarize")
+    sizes = Pruning(layers=1, heads=2, hidden=8 if options else 7)
+    pruned(student, sizes, sentences).save(tmp_path / "pruned")
+    transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "pruned")
+    config["num_hidden_layers"] = config.pop(student.anatomy.config_fields["layers"])
+    (changed / "config.json").write_text(json.dumps(config))
+    assert read_student(changed, "summarize").shape.layers == 3
+
+
 def test_special_tokens_are_renumbered(make_summarizer: Make, sentences: list[str]) -> None:
     for family in ENCODER_DECODERS:
         student = make_summarizer(family)
