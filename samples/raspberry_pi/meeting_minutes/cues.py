@@ -118,6 +118,7 @@ _DUE = re.compile(
     r"(?:之前|以前|前|内)?",
     re.IGNORECASE,
 )
+_REASONS = re.compile(r",\s(?:so|because|since|as|otherwise|damit|weil|sonst|parce|car)\b", re.IGNORECASE)
 _EDGES = " \t,.;:!?–—-，。；：！？"
 
 
@@ -160,8 +161,8 @@ def find_task(sentence: str, speaker: str) -> Task | None:
 
 
 def _without(what: str, due: str) -> str:
-    """What is to be done, without the day where that comes first or last."""
-    what = what.strip(_EDGES)
+    """What is to be done, without reasons, and without the day where that comes first or last."""
+    what = _REASONS.split(what.strip(_EDGES), maxsplit=1)[0].strip(_EDGES)
     if due and what.casefold().endswith(due.casefold()):
         what = what[: -len(due)].strip(_EDGES)
     elif due and what.casefold().startswith(due.casefold()):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something to do. ``who`` and ``due`` are "" where the sentence does not say."""
+    """Something to do. ``who`` and ``due`` are "" where the sentence does not say; ``who`` need not have spoken."""
 
     who: str
     what: str
@@ -130,7 +130,13 @@ class MinuteTaker:
         if minutes.reason != "merged":
             minutes.sections.clear()
         minutes.participants = list(self._people.values())
+        minutes.actions = [replace(action, who=self._full_name(action.who)) for action in minutes.actions]
         minutes.faults, minutes.examples = self._report.faults, list(self._report.examples)
+
+    def _full_name(self, who: str) -> str:
+        """A speaker's whole name where ``who`` is its first word, and no other speaker's."""
+        named = [name for name in self._people.values() if name.split()[0].casefold() == who.casefold()]
+        return named[0] if len(named) == 1 else who
 
     def _heard(self) -> Iterator[edgescribe.Turn]:
         """The turns, looked through on their way."""

@@ -64,7 +64,7 @@ def test_a_pasted_transcript_becomes_minutes(page: Any, meeting: str) -> None:
     shown = page.run(MINUTES)
     for words in (
         "Spring fair", "About 0:00:41 long", "Anna Bell, Ravi Shah, Carla Novak", "By part", "Decisions",
-        "“Then let's go with hall 3.” (Anna Bell, 0:00:25)", "Ravi: sign the contract (by Friday)",
+        "“Then let's go with hall 3.” (Anna Bell, 0:00:25)", "Ravi Shah: sign the contract (by Friday)",
     ):  # fmt: skip
         assert words in shown
     assert page.run("document.querySelectorAll('#minutes input[type=checkbox]').length") == 2
@@ -88,7 +88,7 @@ def test_the_example_and_its_markdown(page: Any, tmp_path: Path) -> None:
     page.wait_for(path.exists)
     markdown = path.read_text(encoding="utf-8")
     assert markdown.startswith("# Spring fair and heating\n")
-    assert "- [ ] **Ravi**: sign the contract (by Friday)" in markdown
+    assert "- [ ] **Ravi Shah**: sign the contract (by Friday)" in markdown
 
 
 def test_a_file_is_chosen(page: Any, meeting: str, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_it_can_be_heard(page: Any, meeting: str) -> None:
     assert {"Title", "Transcript"} <= {name for role, name in heard if role == "textbox"}
     assert {"main", "banner", "contentinfo", "status", "article"} <= {role for role, _ in heard}
     assert {"Minutes", "Decisions", "Action items"} <= {name for role, name in heard if role == "heading"}
-    assert ("checkbox", "Ravi: sign the contract (by Friday)") in heard
+    assert ("checkbox", "Ravi Shah: sign the contract (by Friday)") in heard
 
 
 def test_problems_are_said(page: Any) -> None:

@@ -155,8 +155,8 @@ def test_minutes_of_a_meeting(meeting: str) -> None:
     ]
     found = [(action.who, action.what, action.due, action.quote.start) for action in minutes.actions]
     assert found == [
-        ("Ravi", "sign the contract", "by Friday", 25),
-        ("Ravi Shah", "send you the floor plan tomorrow, so that you see where the stand is", "tomorrow", 32),
+        ("Ravi Shah", "sign the contract", "by Friday", 25),
+        ("Ravi Shah", "send you the floor plan", "tomorrow", 32),
     ]
 
 
@@ -169,7 +169,7 @@ def test_markdown(meeting: str) -> None:
     assert "\n## Summary\n\nAnna Bell: Good morning.\n\n### By part\n\n1. **0:00:04** Anna Bell: Good" in text
     assert "\n- “Then let's go with hall 3.” (Anna Bell, 0:00:25)\n" in text
     assert (
-        "\n- [ ] **Ravi**: sign the contract (by Friday)\n"
+        "\n- [ ] **Ravi Shah**: sign the contract (by Friday)\n"
         "  > “Ravi, can you sign the contract by Friday?” (Anna Bell, 0:00:25)\n"
     ) in text
     assert text.endswith("\n")
@@ -213,6 +213,13 @@ def test_subtitles_with_faults_are_told() -> None:
     minutes = taken("WEBVTT\n\n00:01.000 --> 00:xx\nAnna: These are a few words of hers.\n")
     assert minutes.faults == 1
     assert "1 subtitles do not follow their format (line 3: no times are in" in as_markdown(minutes, "tiny")
+
+
+def test_first_names_become_whole_ones_where_that_is_sure() -> None:
+    minutes = taken("Ann Bell: Bob, can you call them?\nBob Lee: Ann, can you?\nBob: Zoe, can you write?\n")
+    assert [action.who for action in minutes.actions] == ["Bob", "Zoe"]
+    minutes = taken("Ann Bell: Bob, can you call them?\nBob Lee: Yes, and Ann, can you write?\n")
+    assert [action.who for action in minutes.actions] == ["Bob Lee", "Ann Bell"]
 
 
 def test_more_finds_than_are_kept_are_counted() -> None:

@@ -70,7 +70,7 @@ def test_transcripts_become_minutes(tray: Tray, meeting: str) -> None:
     text = (tray.root / "outbox/2024-03-12_fair.md").read_text(encoding="utf-8")
     assert text.startswith("# 2024-03-12 fair\n")
     assert "summarised by tiny" in text
-    assert "- [ ] **Ravi**: sign the contract (by Friday)" in text
+    assert "- [ ] **Ravi Shah**: sign the contract (by Friday)" in text
     assert "\nHello.\n" in (tray.root / "outbox/short.md").read_text(encoding="utf-8")
     assert "“We agreed to take hall 3.” (Bob)" in (tray.root / "outbox/talk.md").read_text(encoding="utf-8")
     reasons = {path.name: path.read_text() for path in (tray.root / "rejected").glob("*.reason.txt")}
