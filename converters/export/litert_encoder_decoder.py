@@ -63,10 +63,11 @@ def export_litert_encoder_decoder(
             f"sources of {source_context} tokens, targets of {context} in chunks of {tuple(chunks)}: each must be at "
             "least 1"
         )
-    if max(context, source_context) > shape.positions:
+    positions = shape.positions - shape.position_offset
+    if max(context, source_context) > positions:
         raise UsageError(
             f"sources of {source_context} tokens and targets of {context} were asked for; the student has "
-            f"{shape.positions} positions"
+            f"{positions} positions"
         )
     file = FlatbufferFile(f"{anatomy.model_type}-summarize-{weights.precision}")
     room = room_for(1)
