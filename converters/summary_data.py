@@ -143,8 +143,10 @@ def make_summary_examples(
     numbers = None if rows is None else rows.numpy()
     forced = len(start_ids(student)) - 1
     sources = encode_sources(student, texts, limit)
-    places = student.shape.positions - student.shape.position_offset
-    targets = encode_summaries(student, summaries, min(summary_tokens or SUMMARY_TOKENS, places))
+    most = summary_tokens or SUMMARY_TOKENS
+    if student.state:  # one without weights, which stands for a bundle, tells no sizes
+        most = min(most, student.shape.positions - student.shape.position_offset)
+    targets = encode_summaries(student, summaries, most)
     examples = []
     for source, target in zip(sources, targets, strict=True):
         ids, labels = target[:-1], target[1:].astype(np.int64)

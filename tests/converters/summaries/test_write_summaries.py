@@ -31,7 +31,9 @@ def test_they_are_those_of_transformers(
         written |= some
     assert sorted(written) == list(range(len(sources)))
     same = 0
-    settings: dict[str, Any] = {"num_beams": beams, "early_stopping": True, "length_penalty": penalty} if beams > 1 else {}
+    settings: dict[str, Any] = {"num_beams": beams}
+    if beams > 1:
+        settings |= {"early_stopping": True, "length_penalty": penalty}
     for number, source in enumerate(sources):
         ids = torch.tensor([source.tolist()])
         given = model.generate(input_ids=ids, max_length=14, do_sample=False, **settings)[0].tolist()[1:]
