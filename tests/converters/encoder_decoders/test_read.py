@@ -387,6 +387,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(family=st.sampled_from(sorted(FIELDS)), data=st.data(), value=values)
 def test_wild_configurations_are_refused_or_read(
