@@ -254,3 +254,13 @@ def test_meteor_matches_stems_and_with_wordnet_synonyms(wordnet: Path) -> None:
 def test_a_folder_without_wordnet_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="wordnet-base"):
         meteor_scorer(tmp_path)
+
+
+def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("something was to be fetched")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(f"socket.socket.{name}", refuse)
+    student = Path(__file__).parents[2] / "samples/debian_topics/student"
+    assert score_texts(["a network tool"], ["a tool for networks"], ["networks"], encoder=student)["bertscore_f1"].value
