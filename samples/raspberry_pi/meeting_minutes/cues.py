@@ -62,9 +62,12 @@ _TASKS = tuple(
         rf"(?i:\b(?:can|could|would|will) you(?: please)?)\s(?P<what>.+?),\s(?P<name>{_NAME})\s?\?$",
         rf"\b(?P<name>{_NAME}) (?:will|is going to|has to|needs to|is to|should|agreed to|volunteered to)"
         r"\s(?P<what>.+)",
-        r"(?P<self>\bI(?:'ll|’ll| will|(?:'m|’m| am) going to| can take| take| need to| have to))\s(?P<what>.+)",
+        rf"(?i:^\W*(?:\w+\W+){{0,2}}?please)\s(?P<what>.+?),\s(?P<name>{_NAME})\s?[.!]?$",
+        r"(?P<self>\bI(?:'ll|’ll| will|(?:'m|’m| am) going to| need to| have to))\s(?P<what>.+)",
+        r"(?P<self>\bI can)\s(?P<what>take .+)",
         r"(?i:\b(?:can|could|would|will) (?P<you>you)(?: please)?)\s(?P<what>.+)",
-        r"(?i:(?P<we>\bwe) (?:need to|have to|must|'ll have to|’ll have to))\s(?P<what>.+)",
+        r"(?i:\b(?:somebody|someone) (?:has to|needs to|must|should))\s(?P<what>.+)",
+        r"(?i:(?P<we>\bwe)(?: need to| have to| must|['’]ll have to|['’]ll| will))\s(?P<what>.+)",
         rf"^\W*(?P<name>{_NAME}),\s(?:kannst|könntest|würdest) du (?P<what>.+)",
         rf"\b(?P<name>{_NAME}) (?:wird|soll|muss|kümmert sich um|übernimmt)\s(?P<what>.+)",
         r"(?P<self>\b[Ii]ch (?:werde|kümmere mich um|übernehme|muss))\s(?P<what>.+)",
@@ -81,9 +84,16 @@ _TASKS = tuple(
 )
 _IDLE_WORDS = (
     "be have see say think guess suppose admit repeat stop wait begin start just let leave share hear tell try believe "
-    "agree never not know like love miss also probably maybe hand move go come sagen sein haben dire être avoir"
+    "agree keep never not know like love miss also probably maybe hand move go come sagen sein haben dire être avoir"
 )
 _IDLE = frozenset(_IDLE_WORDS.split())
+_NEVER_WORDS = "be have see hear say think know like love agree repeat wait not never sein haben être avoir"
+_NEVER = frozenset(_NEVER_WORDS.split())
+_WORK_WORDS = (
+    "send prepare check write update call book order draft review schedule organise organize arrange fix add create "
+    "forward upload finish ask find contact sign print buy test invite collect share post document translate pay"
+)
+_WORK = frozenset(_WORK_WORDS.split())
 _SELF = re.compile(r"^(?:please|then|now|also|definitely|certainly|gladly|happily|quickly)\s", re.IGNORECASE)
 
 _DAYS = (
@@ -95,7 +105,7 @@ _MONTHS = (
     "juli|oktober|dezember|janvier|février|mars|avril|juin|juillet|août|septembre|octobre|novembre|décembre"
 )
 _DATE = (
-    rf"(?:\d{{1,2}}(?:st|nd|rd|th|\.|er)?\s(?:of\s)?(?:{_MONTHS})|(?:{_MONTHS})\s\d{{1,2}}(?:st|nd|rd|th)?\b"
+    rf"(?:(?:the\s)?\d{{1,2}}(?:st|nd|rd|th|\.|er)?\s(?:of\s)?(?:{_MONTHS})|(?:{_MONTHS})\s\d{{1,2}}(?:st|nd|rd|th)?\b"
     r"|\d{4}-\d\d-\d\d|\d{1,2}[./]\d{1,2}\.?(?:\d{2,4})?)"
 )
 _TIME = r"(?:noon|midnight|\d{1,2}(?::\d\d)?\s?(?:am|pm|o'clock|uhr)\b|\d{1,2}[:h]\d\d)"
@@ -109,7 +119,7 @@ _WHEN = (
 _DUE = re.compile(
     rf"\b(?:(?:by|until|till|before|no\slater\sthan|due|on|for|at)\s{_WHEN}(?:\s(?:at\s)?{_TIME})?"
     rf"|(?:in|within)\s(?:the\snext\s)?(?:a|one|two|three|four|five|six|\d{{1,2}})\s(?:days?|weeks?|months?|hours?)"
-    rf"|tomorrow|tonight|(?:next|this)\s(?:week|month)|as\ssoon\sas\spossible|asap|right\saway|first\sthing"
+    rf"|tomorrow|tonight|(?:next|this)\s(?:week|month)|this\s(?:morning|afternoon|evening)|as\ssoon\sas\spossible|asap|right\saway|first\sthing"
     rf"|(?:bis|vor|am)\s(?:spätestens\s|zum\s|nächste[nrm]?\s|kommende[nrm]?\s)?(?:{_DAYS}|{_DATE}|morgen|heute|"
     r"ende\s(?:der\swoche|des\smonats|des\sjahres)|woche|monat)|nächste\swoche|nächsten\smonat"
     rf"|(?:d'ici|d’ici|avant|pour|au\splus\stard)\s(?:le\s|la\s|à\s)?(?:{_DAYS}|{_DATE}|demain|"
@@ -148,13 +158,11 @@ def find_task(sentence: str, speaker: str) -> Task | None:
             continue
         what = _SELF.sub("", match["what"].strip())
         first = re.match(r"[\w'’]+", what)
-        if first is None or (first[0].casefold() in _IDLE and not groups.get("name")):
+        if first is None or first[0].casefold() in (_NEVER if groups.get("name") else _IDLE):
             continue
         due = _DUE.search(sentence)
-        if groups.get("you") and due is None:
-            continue  # "could you say that again": a request without a day is mostly small talk
-        if groups.get("we") and due is None:
-            continue
+        if due is None and (groups.get("we") or (groups.get("you") and first[0].casefold() not in _WORK)):
+            continue  # "could you say that again", "we need to talk": without a day mostly small talk
         said = due[0].strip(_EDGES) if due is not None else ""
         return Task(name or (speaker if groups.get("self") else ""), _without(what, said), said)
     return None
