@@ -138,12 +138,13 @@ class Sampler:
 def top_tokens(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """The ``k`` tokens of the highest logits, best first; of equal ones, those of lower number.
 
-    The k-th highest of the maxima of blocks is a lower bound of the k-th highest of all.
+    The k-th highest of the maxima of blocks is a lower bound of the k-th highest of all. A block is every 512th token,
+    so that maxima are taken row by row of memory.
     """
     width = len(logits) // _BLOCKS
     tokens: NDArray[np.intp] | None = None
     if width > 1 and k <= _BLOCKS // 2:
-        maxima = logits[: width * _BLOCKS].reshape(_BLOCKS, width).max(axis=1)
+        maxima = logits[: width * _BLOCKS].reshape(width, _BLOCKS).max(axis=0)
         tokens = np.flatnonzero(logits >= np.partition(maxima, _BLOCKS - k)[_BLOCKS - k])
     elif k < len(logits):
         tokens = np.flatnonzero(logits >= np.partition(logits, len(logits) - k)[len(logits) - k])
