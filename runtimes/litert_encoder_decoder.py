@@ -22,7 +22,7 @@ from .encoder_decoder_contract import EncoderDecoderOptions
 from .engine_messages import without_info_lines
 from .litert import NAME
 from .litert_decoder import OnDecoderModel, compiled_model, effective_engine
-from .litert_decoder_model import UNRELATED, packed_weights
+from .litert_decoder_model import IN_MEMORY, UNRELATED, packed_weights
 from .litert_encoder_decoder_file import memory_of, read_encoder_decoder_file
 from .litert_encoder_decoder_model import EncoderDecoderModel, TargetCaches
 from .mapped_weights import handing_back
@@ -68,22 +68,16 @@ class LiteRtEncoderDecoderRuntime:
         source_context = checked_context(options.source_context, file.source_context, artifact)
         check_memory(memory_of(file, context, source_context), options.memory_limit, context, artifact)
         module = compiled_model(effective.engine_version)
-        with packed_weights(options.cache_dir, artifact, effective.engine_version) as packed:
-            model = EncoderDecoderModel(module, file, context, effective.threads, packed)
-            session = LiteRtEncoderDecoderSession(model, effective, source_context)
-            # Another one reads sources here, so that none was read in the session that is given out.
-            with closing(session._forked()) as first:
-                try:
-                    # The engine packs weights, and announces it, in the first runs.
-                    with without_info_lines(*UNRELATED), handing_back((artifact, Path(packed))):
-                        first.read([0])
-                        model.settle()
-                        first.step(0)
-                    check_source_answers(first, tuple(options.source_answers), artifact)
-                except BaseException:
-                    session.close()
-                    raise
-            model.settle()
+        # What has packed weights keeps memory as large as the largest of them: it is opened anew with what it packed.
+        for last in (False, True):
+            with packed_weights(options.cache_dir, artifact, effective.engine_version) as packed:
+                packs = packed != IN_MEMORY and not Path(packed).exists()
+                model = EncoderDecoderModel(module, file, context, effective.threads, packed)
+                session = LiteRtEncoderDecoderSession(model, effective, source_context)
+                _run_first(session, model, Path(packed), options)
+            if last or not packs:
+                break
+            session.close()
         release_code(Path(module.__file__).parent)
         return session
 
@@ -97,6 +91,27 @@ class LiteRtEncoderDecoderRuntime:
             checked_context(context, file.context, artifact),
             checked_context(source_context, file.source_context, artifact),
         )
+
+
+def _run_first(
+    session: LiteRtEncoderDecoderSession, model: EncoderDecoderModel, packed: Path, options: EncoderDecoderOptions
+) -> None:
+    """Have the engine pack weights, which it does (and announces) in the first runs, and check the known answers.
+
+    A session's fork does that, so that no source was read in the session itself, which is closed if something fails.
+    """
+    artifact = model.file.path
+    try:
+        with closing(session._forked()) as first:
+            with without_info_lines(*UNRELATED), handing_back((artifact, packed)):
+                first.read([0])
+                model.settle()
+                first.step(0)
+            check_source_answers(first, tuple(options.source_answers), artifact)
+        model.settle()
+    except BaseException:
+        session.close()
+        raise
 
 
 ENCODER_DECODER = LiteRtEncoderDecoderRuntime()

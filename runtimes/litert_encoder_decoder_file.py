@@ -105,11 +105,23 @@ def _reads(signature: TfliteSignature) -> bool:
 _LIBRARIES = 48 << 20
 _LAYER = 200 << 10
 _PACKING = 0.2
-"""What is predicted by; see :mod:`~edgescribe.runtimes.litert_decoder_file`."""
+_NUMBERS = 8192
+"""What is predicted by, measured with LiteRT 2.3 on x86-64: bytes that Python, numpy and the engine's libraries take;
+the engine's own of one layer in one signature; what packing needs beside the packed weights, as a share of these;
+numbers that the encoder holds for each token beside the positions' share in the scores."""
 
 
 def memory_of(file: EncoderDecoderFile, context: int, source_context: int) -> DecoderMemory:
-    """What a session takes that has read a source of ``source_context`` tokens and written ``context``, in bytes."""
+    """What a session takes that has read a source of ``source_context`` tokens and written ``context``, in bytes.
+
+    On the shapes of T5-small and FLAN-T5-base in int4 and int8, with sources of 512 tokens, what was taken without a
+    cache folder is within 10 % of it; with packed weights from one, large models take a third less.
+    """
     room, source_room = room_for(context), room_for(source_context)
     weights = file.path.stat().st_size
-    return DecoderMemory(weights, file.cache_bytes(room) + file.source_bytes(source_room), 0, _LIBRARIES)
+    heads = max(shape[1] for shape in file.sources.values())
+    objects = _LAYER * len(file.caches) // 2 * (len(file.sizes) + 1)
+    encoder = 4 * source_room * (heads * source_room + _NUMBERS)
+    logits = 4 * sum(file.sizes) * file.vocabulary
+    caches = file.cache_bytes(room) + file.source_bytes(source_room)
+    return DecoderMemory(weights, caches, objects + encoder + logits + int(_PACKING * weights), _LIBRARIES)

@@ -82,24 +82,22 @@ class EncoderDecoderModel(DecoderModel):
         self._distances = np.concatenate([np.minimum(behind, file.context - 1), hidden])
 
         self._packed = packed
-        self._halves_leave = False
+        self._packed_at: list[tuple[int, int]] = []
 
     def settle(self) -> None:
         """See DecoderModel; to be called before a new file of packed weights gets its name."""
         super().settle()
         packed = [] if self._packed == IN_MEMORY else mapped_at(Path(self._packed))
-        self._halves_leave = sum(size for _, size in packed) >= _LARGE
-        if self._halves_leave:
-            self._mapped += packed
-        self._change_halves()
+        self._packed_at = packed if sum(size for _, size in packed) >= _LARGE else []
+        release_pages(self._packed_at)
 
     def _change_halves(self) -> None:
-        """Encoder and decoder take turns: let go of a large model's packed weights, those of the one that has run.
+        """Encoder and decoder take turns: let go of what the one that has run read of files.
 
-        What of them is in a file is read again from the page cache, in a few milliseconds.
+        That is rows of embeddings and, in a large model, packed weights. They are read again from the page cache, in
+        a few milliseconds.
         """
-        if self._halves_leave:
-            release_pages(self._mapped)
+        release_pages([*self._mapped, *self._packed_at])
 
     def join(self) -> TargetCaches:
         """See DecoderModel."""
@@ -107,7 +105,7 @@ class EncoderDecoderModel(DecoderModel):
         return TargetCaches()
 
     def _close(self) -> None:
-        self._encoder = None
+        self._encoder, self._packed_at = None, []
         super()._close()
 
     # The source
@@ -151,7 +149,6 @@ class EncoderDecoderModel(DecoderModel):
         self._fit(caches, signature, 1, signature.room or ROOM_STEP)
         for name in (*self.file.sources, "source_mask"):
             source.buffers[name] = signature.new_buffer(name)
-        release_pages(self._mapped)
         return source
 
     def _source_feeds(self, tokens: NDArray[np.int32], room: int) -> dict[str, NDArray[Any]]:
