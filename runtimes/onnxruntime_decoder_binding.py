@@ -33,12 +33,12 @@ class SharedWeights:
 
     Attributes:
         session: what writes.
-        reader: what reads an encoder-decoder's source; None for a decoder.
+        readers: what reads an encoder-decoder's source, one behind the other; none for a decoder.
         alike: whether a step gives the bits of a verification on this machine; None while nobody asked.
     """
 
-    def __init__(self, module: Any, session: Any, reader: Any = None) -> None:
-        self.module, self.session, self.reader = module, session, reader
+    def __init__(self, module: Any, session: Any, readers: tuple[Any, ...] = ()) -> None:
+        self.module, self.session, self.readers = module, session, readers
         self.alike: bool | None = None
         self._users, self._lock = 0, threading.Lock()
 
@@ -52,7 +52,7 @@ class SharedWeights:
         with self._lock:
             self._users -= 1
             if not self._users:
-                self.session = self.reader = None
+                self.session, self.readers = None, ()
 
 
 class DecoderBinding:

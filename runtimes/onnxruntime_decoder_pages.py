@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _DONT_NEED = 4
+_TAKING = threading.Lock()
 
 
 def release_read_pages(file: Path) -> int:
@@ -15,19 +19,74 @@ def release_read_pages(file: Path) -> int:
     A page that is read again comes back from the file, so nothing is lost; mappings that were written to are left
     alone. Where the system cannot do that (other than Linux), nothing happens.
     """
-    if sys.platform != "linux":
-        return 0
-    try:
-        regions = _clean_regions(str(file.resolve()), Path("/proc/self/smaps").read_text(errors="replace"))
-        advise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError, ValueError):
-        return 0
+    return sum(resident for start, size, resident in _regions(file) if resident and _let_go(start, size))
+
+
+class MappedPages:
+    """The mappings of a file that an engine's sessions make; whoever keeps these may let go of the pages at any time.
+
+    Linux alone has them; elsewhere nothing happens.
+    """
+
+    def __init__(self) -> None:
+        self._regions: list[tuple[int, int]] = []
+
+    @contextmanager
+    def taken(self, file: Path) -> Iterator[None]:
+        """Remember the mappings of ``file`` that are made meanwhile and not written to."""
+        # Another session's may be gone one day, and other memory be at their place.
+        with _TAKING:
+            others = [(start, start + size) for start, size, _ in _regions(file)]
+            yield
+            self._regions = [
+                (start, size)
+                for start, size, _ in _regions(file)
+                if not any(start < end and first < start + size for first, end in others)
+            ]
+
+    def release(self) -> None:
+        """Let go of their pages that lie in memory."""
+        for start, size in self._regions:
+            _let_go(start, size)
+
+    @contextmanager
+    def releasing(self, every: float) -> Iterator[None]:
+        """Let go of their pages again and again, every so many seconds, while something reads through the file."""
+        done = threading.Event()
+
+        def release_until_done() -> None:
+            while not done.wait(every):
+                self.release()
+
+        thread = threading.Thread(target=release_until_done, name="mapped pages", daemon=True)
+        if self._regions:
+            thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            if self._regions:
+                thread.join()
+            self.release()
+
+
+def _let_go(start: int, size: int) -> bool:
+    advise = ctypes.CDLL(None).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return sum(resident for start, size, resident in regions if advise(start, size, _DONT_NEED) == 0)
+    return bool(advise(start, size, _DONT_NEED) == 0)
+
+
+def _regions(file: Path) -> list[tuple[int, int, int]]:
+    """Address, size and resident bytes of each mapping of ``file`` without a page written to."""
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "madvise"):
+        return []
+    try:
+        return _clean_regions(str(file.resolve()), Path("/proc/self/smaps").read_text(errors="replace"))
+    except (OSError, ValueError):
+        return []
 
 
 def _clean_regions(file: str, smaps: str) -> list[tuple[int, int, int]]:
-    """Address, size and resident bytes of each mapping of ``file`` without a page written to."""
     found: list[tuple[int, int, int]] = []
     start = end = resident = 0
     inside = False
@@ -42,7 +101,7 @@ def _clean_regions(file: str, smaps: str) -> list[tuple[int, int, int]]:
         elif inside and name == "Rss":
             resident = int(rest.split()[0]) * 1024
         elif inside and name == "Anonymous":
-            if int(rest.split()[0]) == 0 and resident:
+            if int(rest.split()[0]) == 0:
                 found.append((start, end - start, resident))
             inside = False
     return found

@@ -1,12 +1,13 @@
-"""Encoder-decoders in ONNX Runtime on the CPU: one graph reads the source, another writes the target.
+"""Encoder-decoders in ONNX Runtime on the CPU: two graphs read the source, another writes the target.
 
-Keys and values of the source are written by the first into memory that the second has bound; the target's cache is a
+Keys and values of the source are written into memory that the target's graph has bound; the target's cache is a
 decoder's (:mod:`.onnxruntime_decoder_binding`). Float and int8 weights that read the source stay in the mapped file,
-whose pages are given back once it is read.
+whose pages are given back while and after it is read.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,14 @@ from .onnxruntime_decoder_binding import (
 )
 from .onnxruntime_decoder_engine import check_device, effective_of, engine_options, open_engine_session
 from .onnxruntime_decoder_file import data_file
-from .onnxruntime_decoder_pages import release_read_pages
-from .onnxruntime_encoder_decoder_file import EncoderDecoderFile, read_encoder_decoder_file, source_file
-from .onnxruntime_encoder_decoder_source import ReadSource, let_go_of_reader
+from .onnxruntime_decoder_pages import MappedPages
+from .onnxruntime_encoder_decoder_file import EncoderDecoderFile, kept_file, read_encoder_decoder_file, source_file
+from .onnxruntime_encoder_decoder_source import ReadSource
 from .threads import thread_count
+
+RUNS_BEFORE_RELEASE = 32
+"""Runs after which the rows of the embedding table that they read are let go of: the system keeps a stretch of the file
+for each."""
 
 
 class OnnxRuntimeEncoderDecoder(CheckedEncoderDecoder):
@@ -49,7 +54,7 @@ class OnnxRuntimeEncoderDecoder(CheckedEncoderDecoder):
     def __init__(
         self,
         weights: SharedWeights,
-        artifact: Path,
+        pages: MappedPages,
         file: EncoderDecoderFile,
         contexts: tuple[int, int],
         effective: Effective,
@@ -57,8 +62,9 @@ class OnnxRuntimeEncoderDecoder(CheckedEncoderDecoder):
         super().__init__()
         self.source_context, self.context = contexts
         self.effective, self.vocabulary = effective, file.target.vocabulary
-        self._weights, self._artifact, self._file = weights, artifact, file
+        self._weights, self._pages, self._file = weights, pages, file
         self._wants_alike = True
+        self._runs = 0
         self._bound = DecoderBinding(weights, file.target, self.context)
         self._source: ReadSource | None = None
 
@@ -92,8 +98,7 @@ class OnnxRuntimeEncoderDecoder(CheckedEncoderDecoder):
         source = self._source
         if source is None:
             raise TypeError("memory for a source was made just now")
-        source.read(tokens, self._weights)
-        let_go_of_reader(self._artifact, self._file)
+        source.read(tokens, self._weights, self._pages)
         self._bind_source(source)
 
     def _bind_source(self, source: ReadSource) -> None:
@@ -120,7 +125,11 @@ class OnnxRuntimeEncoderDecoder(CheckedEncoderDecoder):
     def _run(self, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32]:
         # Float products of one row and of several differ, so that a spare row of attention would not help.
         spare = self._wants_alike and self._file.target.precision != "fp32"
-        return self._bound.run(tokens, self._length, wanted, spare)
+        logits = self._bound.run(tokens, self._length, wanted, spare)
+        self._runs += 1
+        if self._runs % RUNS_BEFORE_RELEASE == 0:
+            self._pages.release()
+        return logits
 
     def _read_cache(self) -> dict[str, NDArray[np.generic]]:
         return self._bound.read_cache(self._length)
@@ -134,7 +143,7 @@ class OnnxRuntimeEncoderDecoder(CheckedEncoderDecoder):
         return other
 
     def _another(self, contexts: tuple[int, int]) -> OnnxRuntimeEncoderDecoder:
-        return OnnxRuntimeEncoderDecoder(self._weights, self._artifact, self._file, contexts, self.effective)
+        return OnnxRuntimeEncoderDecoder(self._weights, self._pages, self._file, contexts, self.effective)
 
     def _free(self) -> None:
         self._hold(None)
@@ -164,13 +173,13 @@ class OnnxRuntimeEncoderDecoders:
             reader.add_session_config_entry("session.disable_prepacking", "1")
         if products_saturate():
             reader.add_session_config_entry("session.x64quantprecision", "1")
-        weights = SharedWeights(
-            module, open_engine_session(module, artifact, target),
-            open_engine_session(module, source_file(artifact), reader),
-        )  # fmt: skip
-        release_read_pages(data_file(artifact))
+        pages = MappedPages()
+        with pages.taken(data_file(artifact)):
+            readers = [open_engine_session(module, each(artifact), reader) for each in (source_file, kept_file)]
+            weights = SharedWeights(module, open_engine_session(module, artifact, target), tuple(readers))
+        pages.release()
         effective = effective_of(module, weights.session)
-        session = OnnxRuntimeEncoderDecoder(weights, artifact, file, contexts, effective)
+        session = OnnxRuntimeEncoderDecoder(weights, pages, file, contexts, effective)
         try:
             check_source_answers(session, tuple(options.source_answers), artifact)
         except BaseException:
@@ -202,7 +211,10 @@ def _contexts(
 def _memory(file: EncoderDecoderFile, contexts: tuple[int, int]) -> DecoderMemory:
     target, (source, context) = file.target, contexts
     cache = (context + SPARE) * target.token_bytes + source * file.source_token_bytes
-    # Scores, relative positions and one more of their size while these are made; then the widest tensors of a layer.
-    reading = 4 * source * (3 * source * target.heads + 8 * target.hidden + 4 * target.neurons)
+    # Scores and relative positions, and a layer's other tensors.
+    reading = 4 * source * (2 * source * target.heads + 8 * target.hidden + 4 * target.neurons)
     writing = 8 * MOST_VERIFIED * (6 * target.hidden + 3 * target.neurons) + 8 * target.vocabulary
-    return DecoderMemory(target.weight_bytes + file.source_weight_bytes, cache, max(reading, writing), ENGINE_BYTES)
+    # Weights and table rows that are only read through the mapped file pass by, where its pages can be let go of.
+    passing = not file.source_is_packed and sys.platform == "linux"
+    weights = target.weight_bytes + (0 if passing else file.source_weight_bytes)
+    return DecoderMemory(weights, cache, max(reading, writing), ENGINE_BYTES)

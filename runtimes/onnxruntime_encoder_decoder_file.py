@@ -10,6 +10,7 @@ from .onnxruntime_decoder_file import DecoderFile, check_data_file, read_sizes
 
 KIND = "edgescribe encoder-decoder 1"
 SOURCE_KIND = "edgescribe encoder-decoder's source 1"
+KEPT_KIND = "edgescribe encoder-decoder's keys and values 1"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class EncoderDecoderFile:
 
     ``target`` has ``heads`` and ``neurons`` of the half that has more of them, and ``weight_bytes`` of its own weights.
     A source of up to ``source_context`` tokens is kept as keys and values of ``source_heads`` heads, ``source_width``
-    wide, for each of the target's layers; ``source_weight_bytes`` is what the weights that read it take.
+    wide, for each of the target's layers; ``source_weight_bytes`` is what the linear layers that read it take.
     """
 
     target: DecoderFile
@@ -43,6 +44,11 @@ def source_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}.source.onnx")
 
 
+def kept_file(path: Path) -> Path:
+    """Which file makes keys and values of what was read, of the artifact ``path``."""
+    return path.with_name(f"{path.stem}.kept.onnx")
+
+
 def read_encoder_decoder_file(path: Path) -> EncoderDecoderFile:
     """Read what the exporter wrote.
 
@@ -52,9 +58,9 @@ def read_encoder_decoder_file(path: Path) -> EncoderDecoderFile:
     target = tuple(DecoderFile.__dataclass_fields__)[1:]
     source = tuple(EncoderDecoderFile.__dataclass_fields__)[1:]
     found = read_sizes(path, KIND, "an encoder-decoder", target + source)
-    other = source_file(path)
-    if read_sizes(other, SOURCE_KIND, "an encoder-decoder's reader of sources", target + source) != found:
-        raise BundleError(f"{other} and {path} are not of one artifact: copy the bundle anew")
+    for other, kind in ((source_file(path), SOURCE_KIND), (kept_file(path), KEPT_KIND)):
+        if read_sizes(other, kind, "that part of an encoder-decoder", target + source) != found:
+            raise BundleError(f"{other} and {path} are not of one artifact: copy the bundle anew")
     check_data_file(path)
     precision, sizes = found
     return EncoderDecoderFile(

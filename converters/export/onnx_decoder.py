@@ -99,7 +99,7 @@ def export_onnx_decoder(
         "heads": str(shape.heads),
         "hidden": str(shape.hidden),
         "neurons": str(shape.neurons),
-        "weight_bytes": str(graph.products.resident),
+        "weight_bytes": str(graph.products.packed + graph.products.tables),
     }
     graph.writer.write(path, properties)
 

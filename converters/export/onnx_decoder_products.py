@@ -31,13 +31,14 @@ class DecoderProducts:
     """Writes the linear layers and tables of one graph. Products are named ``<site>:<matrix>|<matrix>…``.
 
     Attributes:
-        resident: bytes that ONNX Runtime will hold in memory for them: its packed copy of each product's numbers (with
-            a scale and a sum for each block), and the tables as they are in the file.
+        packed: bytes that ONNX Runtime will hold in memory for products: its packed copy of each one's numbers, with a
+            scale and a sum for each block.
+        tables: bytes of the tables whose rows are looked up, as they are in the file.
     """
 
     def __init__(self, weights: QuantizedWeights, writer: ExternalNodeWriter) -> None:
         self.weights, self.writer = weights, writer
-        self.resident = 0
+        self.packed = self.tables = 0
 
     def matrix(self, name: str) -> Matrix:
         """A linear layer's numbers, or those of a table that is an output head too.
@@ -74,14 +75,14 @@ class DecoderProducts:
         biases = [] if bias is None else [self.writer.stored(f"{stored}.bias", bias)]
         if isinstance(matrices[0], FloatMatrix):
             weight = self.writer.stored(stored, np.concatenate([_floats(matrix) for matrix in matrices]))
-            self.resident += 4 * sum(heights) * width
+            self.packed += 4 * sum(heights) * width
             result = self.writer.node(
                 "FusedMatMul", [x, weight], domain=CONTRIB, name=node_name, transB=1, transA=0, alpha=1.0
             )
             return self.writer.node("Add", [result, *biases]) if biases else result
         bits, block, integers, scales = self._stored(names, matrices)
         inputs = [x, integers, scales, *(["", "", *biases] if biases else [])]
-        self.resident += sum(heights) * -(-width // block) * (block * bits // 8 + 8)
+        self.packed += sum(heights) * -(-width // block) * (block * bits // 8 + 8)
         result = self.writer.node(
             "MatMulNBits", inputs, domain=CONTRIB, name=node_name, N=sum(heights), K=width, bits=bits,
             block_size=block, accuracy_level=INT8_ACTIVATIONS,
@@ -95,10 +96,10 @@ class DecoderProducts:
         matrix = self.matrix(table)
         width = _sizes(matrix)[1]
         if isinstance(matrix, FloatMatrix):
-            self.resident += matrix.weight.nbytes
+            self.tables += matrix.weight.nbytes
             return self.writer.node("Gather", [self.writer.stored(table, matrix.weight), ids])
         bits, block, integers, scales = self._stored((table,), [matrix])
-        self.resident += _sizes(matrix)[0] * -(-width // block) * (block * bits // 8 + 8)
+        self.tables += _sizes(matrix)[0] * -(-width // block) * (block * bits // 8 + 8)
         # One block is one row of a third axis: flattening the head's integers would make a second copy of them.
         shape = self.writer.integers(_sizes(matrix)[0], -1, 1)
         apart = self._kept(f"{table}.row_scales", "Reshape", [scales, shape])

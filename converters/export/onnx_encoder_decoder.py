@@ -1,9 +1,9 @@
-"""Writes an encoder-decoder as an ONNX artifact of three files for ONNX Runtime, and reads it back.
+"""Writes an encoder-decoder as an ONNX artifact of four files for ONNX Runtime, and reads it back.
 
 - ``<name>.onnx`` writes the target: :class:`~edgescribe.converters.export.onnx_encoder_decoder_target.OnnxTargetGraph`;
-- ``<name>.source.onnx`` reads the source:
+- ``<name>.source.onnx`` reads the source, ``<name>.kept.onnx`` makes keys and values of it:
   :class:`~edgescribe.converters.export.onnx_encoder_decoder_source.OnnxSourceGraph`;
-- ``<name>.onnx.data`` holds the weights of both, those that both have once.
+- ``<name>.onnx.data`` holds the weights of all, those that several have once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from ...errors import OutputError, StudentError, UsageError
-from ...runtimes.onnxruntime_encoder_decoder_file import KIND, SOURCE_KIND, source_file
+from ...runtimes.onnxruntime_encoder_decoder_file import KEPT_KIND, KIND, SOURCE_KIND, kept_file, source_file
 from ..anatomy import Anatomy, Shape
 from ..encoder_decoder_graph import EncoderDecoderBuilder
 from ..quantized_weights import QuantizedWeights
@@ -44,7 +44,7 @@ def export_onnx_encoder_decoder(
     if anatomy.halves is None:
         raise StudentError(f"a student of {anatomy.model_type} has no encoder and decoder: export it as what it is")
     source = OnnxSourceGraph(weights, source_context)
-    target = OnnxTargetGraph(weights, context, source.writer)
+    target = OnnxTargetGraph(weights, context, source.reading)
     # Each half's program calls the operators of that half alone.
     anatomy.halves.encode(cast(EncoderDecoderBuilder, source), shape)
     anatomy.halves.decode(cast(EncoderDecoderBuilder, target), shape)
@@ -64,34 +64,35 @@ def export_onnx_encoder_decoder(
         "heads": str(max(shape.heads, shape.decoder_heads)),
         "hidden": str(shape.hidden),
         "neurons": str(max(shape.neurons, shape.decoder_neurons)),
-        "weight_bytes": str(target.products.resident),
-        "source_weight_bytes": str(source.products.resident),
+        "weight_bytes": str(target.products.packed),
+        "source_weight_bytes": str(source.weight_bytes),
     }
     write_graphs(
         path,
         {
-            source_file(path).name: (source.writer, {"kind": SOURCE_KIND, **properties}),
+            source_file(path).name: (source.reading, {"kind": SOURCE_KIND, **properties}),
+            kept_file(path).name: (source.keeping, {"kind": KEPT_KIND, **properties}),
             path.name: (target.writer, {"kind": KIND, **properties}),
         },
     )
 
 
 def read_back(path: Path) -> OnnxDecoderContents:
-    """The integers and scales that an artifact of :func:`export_onnx_encoder_decoder` holds, of both graphs.
+    """The integers and scales that an artifact of :func:`export_onnx_encoder_decoder` holds, of all graphs.
 
     Raises:
         BundleError: a file is not a readable ONNX model, or is missing.
     """
     contents = OnnxDecoderContents({}, {}, {})
-    for file in (source_file(path), path):
+    for file in (source_file(path), kept_file(path), path):
         read_into(contents, file)
     return contents
 
 
 def encoder_decoder_kernels(path: Path) -> list[DecoderKernel]:
-    """How ONNX Runtime's CPU provider runs each linear layer of both graphs, read from what it optimised.
+    """How ONNX Runtime's CPU provider runs each linear layer of all graphs, read from what it optimised.
 
     Raises:
         BundleError: a file is not a readable ONNX model.
     """
-    return [kernel for file in (source_file(path), path) for kernel in kernel_report(file)]
+    return [kernel for file in (source_file(path), kept_file(path), path) for kernel in kernel_report(file)]

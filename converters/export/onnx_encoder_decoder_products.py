@@ -24,7 +24,7 @@ SMALLEST_STEP = 1e-30
 
 
 class SourceProducts(DecoderProducts):
-    """Writes linear layers as the module tells; ``resident`` counts int8 layers as they are in the file."""
+    """Writes linear layers as the module tells; ``packed`` counts int8 layers as they are in the file."""
 
     def __init__(self, weights: QuantizedWeights, writer: ExternalNodeWriter) -> None:
         super().__init__(weights, writer)
@@ -39,7 +39,7 @@ class SourceProducts(DecoderProducts):
         stored, heights = "|".join(names), [len(each.scales) for each in matrices]
         integers, steps = self._rows(x)
         weight = np.concatenate([each.integers for each in matrices])
-        self.resident += weight.nbytes
+        self.packed += weight.nbytes
         node, constant = self.writer.node, self.writer.constant
         inputs = [
             integers,

@@ -1,7 +1,10 @@
-"""Writes the first half of an encoder-decoder as an ONNX graph: from the source's tokens to keys and values of it.
+"""Writes the first half of an encoder-decoder as two ONNX graphs: from the source's tokens to keys and values of it.
 
-- ``input_ids`` int32 ``[1, S]``;
-- ``source.<layer>.key`` and ``source.<layer>.value`` float32 ``[1, H, S, D]`` for each layer of the decoder.
+- The first takes ``input_ids`` int32 ``[1, S]`` and gives ``states`` float32 ``[1, S, W]``, what leaves the encoder;
+- the second takes these and gives ``source.<layer>.key`` and ``source.<layer>.value`` float32 ``[1, H, S, D]`` for each
+  layer of the decoder.
+
+In one graph, keys and values would be taken in memory on top of what the encoder's attention leaves behind.
 
 Attention is ONNX's own Attention, the fastest on 512 tokens where relative positions are added to the scores.
 """
@@ -12,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from ...errors import StudentError
 from ..decoder_graph import Attention, Norm
 from ..encoder_decoder_graph import RelativeBias
 from ..quantized_weights import QuantizedWeights
 from .onnx_decoder_data import ExternalNodeWriter
 from .onnx_decoder_layers import Hidden, OnnxLayers
 from .onnx_encoder_decoder_products import SourceProducts
+
+STATES = "states"
 
 STRIP = 16
 """Numbers that are copied at a time where rows of relative positions are put together: a cache line."""
@@ -29,17 +35,24 @@ class OnnxSourceGraph(OnnxLayers):
     Args:
         weights: the numbers to store.
         positions: the most tokens of a source.
+
+    Attributes:
+        reading, keeping: the writers of the first graph and of the second; ``writer`` is the one of them at work.
+        kept_heads: heads of the keys and values, and the width of one.
     """
 
     def __init__(self, weights: QuantizedWeights, positions: int) -> None:
-        writer = ExternalNodeWriter()
-        super().__init__(weights, writer, SourceProducts(weights, writer))
+        self.reading = ExternalNodeWriter()
+        self.keeping = ExternalNodeWriter(self.reading)
+        super().__init__(weights, self.reading, SourceProducts(weights, self.reading))
         self.positions = positions
         self.kept_heads = (0, 0)
+        self._encoder = self.products
+        self._states: str | None = None
         self._tokens: str | None = None
         self._places: str | None = None
         self._biases: dict[RelativeBias, str] = {}
-        writer.declare_input("input_ids", TensorProto.INT32, [1, "source"])
+        self.reading.declare_input("input_ids", TensorProto.INT32, [1, "source"])
 
     def source_ids(self) -> str:
         """See EncoderDecoderBuilder."""
@@ -59,7 +72,27 @@ class OnnxSourceGraph(OnnxLayers):
 
     def linears(self, x: Hidden, weights: tuple[str, ...], site: str) -> tuple[Hidden, ...]:
         """See DecoderBuilder; one product each: cutting hundreds of joined rows apart takes more than it saves."""
-        return tuple(self.products.product(self.real(x), (name,), site) for name in weights)
+        source = self.real(x)
+        if site.startswith("decoder."):
+            source = self._leaving(source)
+        return tuple(self.products.product(source, (name,), site) for name in weights)
+
+    def _leaving(self, x: str) -> str:
+        """What leaves the encoder, as the second graph takes it; nodes then go there."""
+        if self._states is None:
+            shape: list[str | int] = [1, "source", "hidden"]
+            self.reading.declare_output(STATES, x, shape)
+            self.keeping.declare_input(STATES, TensorProto.FLOAT, shape)
+            self.writer, self.products = self.keeping, SourceProducts(self.weights, self.keeping)
+            self._states = x
+        if x != self._states:
+            raise StudentError("layers of the decoder keep another thing of the source than what leaves the encoder")
+        return STATES
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of both graphs' linear layers as ONNX Runtime reads them."""
+        return self._encoder.packed + (0 if self.products is self._encoder else self.products.packed)
 
     def add_norm(self, x: Hidden, update: Hidden, norm: Norm) -> tuple[str, str]:
         """See DecoderBuilder; for hundreds of rows two nodes are faster than the one that does both."""
