@@ -129,11 +129,6 @@ def task_of(path: str | os.PathLike[str]) -> str:
         return ""
 
 
-def writes(path: str | os.PathLike[str]) -> bool:
-    """Whether a bundle says that its student writes (task ``generate``); see :func:`task_of`."""
-    return task_of(path) == "generate"
-
-
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle and check all of it.
 

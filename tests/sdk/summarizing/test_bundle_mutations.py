@@ -161,6 +161,7 @@ def test_keys_taken_away_or_added(folder: Path, good: str, data: st.DataObject, 
         check_outcome(altered, good, place)
 
 
+@pytest.mark.slow
 @relaxed
 @given(data=st.data())
 def test_altered_graphs_with_fitting_hashes(folder: Path, data: st.DataObject) -> None:
