@@ -285,6 +285,7 @@ FACTS = (
     ("outside", "upstairs", "indoors", "downtown", "nearby", "abroad"),
 )
 FILLERS = ("often", "again", "gladly", "with", "some", "friends", "after", "lunch", "very", "slowly", "and", "then")
+UNSAID = ("zebra", "quartz", "violin", "harbour", "compass", "lantern")
 OPENINGS = ("It was cold.", "Dinner was good.", "The day was long.", "Nobody came.")
 SUMMARY_PREFIX = "summarize: "
 
@@ -318,7 +319,7 @@ def summary_tokenizer() -> Any:
     """A unigram tokenizer in T5's conventions that knows the words, and all else by its characters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-    words = [word for kind in (*FACTS, FILLERS) for word in kind]
+    words = [word for kind in (*FACTS, FILLERS, UNSAID) for word in kind]
     words += " ".join([*OPENINGS, "Today", SUMMARY_PREFIX]).replace(".", "").split()
     characters = "▁" + "".join(map(chr, range(33, 127)))
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]

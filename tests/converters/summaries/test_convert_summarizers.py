@@ -1,0 +1,231 @@
+"""A summariser from checkpoint to bundle: planned, pruned, taught, exported, evaluated on its engines, reported."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import edgescribe
+import pytest
+from edgescribe.converters.conversion_request import read_request
+from edgescribe.converters.cost import estimate_cost
+from edgescribe.converters.recipe import read_recipe
+from edgescribe.converters.recover_summarizer import KEPT_SUMMARIES
+from edgescribe.converters.stages import stages_folder
+from edgescribe.errors import UsageError
+from edgescribe.sdk.measure import Effort
+
+RUNTIMES = ("onnxruntime", "openvino", "litert")
+BRIEF = Effort(samples=8, seconds=0, warmup=1)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Any:
+    shallow = read_recipe("summarizer-trimmed")
+    training = replace(shallow.training, learning_rate=5e-3, mixed_precision="no")
+    return replace(shallow, training=training, train_tokens=48, max_tokens=60, summary_tokens=16, teacher_beams=2)
+
+
+@pytest.fixture(scope="module")
+def conversion(summary_files: Any, easy_profile: Path, recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return edgescribe.convert(
+        **summary_files.arguments(),
+        devices=[easy_profile],
+        out=tmp_path_factory.mktemp("converted") / "bundle",
+        recipe=recipe,
+        runtimes=RUNTIMES,
+        effort=BRIEF,
+    )
+
+
+def test_the_bundle_summarises_alike_on_every_runtime(
+    conversion: Any, summarizer: Any, evaluation_texts: Any
+) -> None:
+    manifest = conversion.bundle.manifest
+    entry = manifest.summarizing
+    assert (manifest.task, manifest.family) == ("summarize", "t5")
+    assert (entry.source_context, entry.context, entry.prefix) == (60, 16, "summarize: ")
+    # Tokens that the domain never uses went, one of the decoder's two layers too.
+    assert entry.vocabulary == summarizer.shape.vocabulary - 6
+    assert conversion.report.recipe["keep"]["decoder_layers"] == 0.5
+    written = {}
+    for runtime in RUNTIMES:
+        with edgescribe.load_summarizer(conversion.bundle.folder, runtime=runtime) as summarizer:
+            assert summarizer.effective.runtime == runtime
+            written[runtime] = [summarizer.summarize(text).text for text in evaluation_texts.texts[:10]]
+    right = sum(ours == its for ours, its in zip(written["litert"], evaluation_texts.summaries[:10], strict=True))
+    assert right >= 8
+    (agreement,) = conversion.report.agreements
+    assert agreement.runtimes == RUNTIMES
+    assert agreement.conforms  # ROUGE-L within half a point
+    assert agreement.equal_predictions > 0.98
+
+
+def test_it_is_nearly_as_good_as_the_student_and_better_than_a_first_sentence(conversion: Any) -> None:
+    stages = {stage.name: stage for stage in conversion.report.stages}
+    assert list(stages) == ["first sentence", "student", *(f"{runtime}/w4a8-dynamic" for runtime in RUNTIMES)]
+    student, baseline = stages["student"].metrics, stages["first sentence"].metrics
+    assert baseline.score < 0.5
+    for runtime in RUNTIMES:
+        metrics = stages[f"{runtime}/w4a8-dynamic"].metrics
+        assert metrics.score > student.score - 0.05
+        assert metrics.agreement > 0.8
+        assert 1 < metrics.perplexity < 1.5
+        assert metrics.scores["rougeL"].low <= metrics.score <= metrics.scores["rougeL"].high
+        timing = stages[f"{runtime}/w4a8-dynamic"].timing
+        assert timing.ttft_ms > 0
+        assert timing.tokens_per_s > 0
+    assert [curve.name for curve in conversion.report.training] == ["float", "grid"]
+    assert conversion.within_budget
+
+
+def test_texts_stand_side_by_side_in_the_report(conversion: Any) -> None:
+    page = html.unescape((conversion.report_folder / "report.html").read_text(encoding="utf-8"))
+    content = json.loads((conversion.report_folder / "report.json").read_text(encoding="utf-8"))
+    for words in ("ROUGE-L", "Compression", "What they write", "Tokens/s", "reference", "first sentence", "Writing"):
+        assert words in page
+    for sample in content["samples"]:
+        assert sample["prompt"] in page
+        assert list(sample["texts"]) == ["student", *(f"{runtime}/w4a8-dynamic" for runtime in RUNTIMES)]
+        for text in (sample["reference"], *sample["texts"].values()):
+            assert text in page
+    scores = content["stages"][-1]["metrics"]["scores"]
+    assert {"value", "low", "high", "unit", "meaning"} == set(scores["rougeL"])
+    quality = conversion.bundle.manifest.quality
+    assert quality["litert/w4a8-dynamic"]["rougeL"] == scores["rougeL"]["value"]
+    assert quality["first sentence"]["rougeL"] < quality["student"]["rougeL"]
+
+
+def test_an_interrupted_conversion_is_taken_up(
+    summary_files: Any, easy_profile: Path, recipe: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+
+    def convert(**options: Any) -> Any:
+        return edgescribe.convert(
+            **summary_files.arguments(), devices=[easy_profile], out=out, recipe=recipe, runtimes=["litert"],
+            effort=BRIEF, prefix="summarize: ", **options,
+        )  # fmt: skip
+
+    def interrupt(advance: Any) -> None:
+        if advance.stage == "training on the grid" and advance.fraction > 0.4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(on_advance=interrupt)
+    assert not out.exists()
+    kept = stages_folder(out) / "training" / KEPT_SUMMARIES
+    assert len(kept.read_text(encoding="utf-8").splitlines()) == 1 + 200
+    with pytest.raises(edgescribe.InputError, match=r"recipe\.prefix"):
+        edgescribe.convert(
+            **summary_files.arguments(), devices=[easy_profile], out=out, recipe=recipe, runtimes=["litert"],
+            prefix="tl;dr: ", resume=True,
+        )  # fmt: skip
+    done = convert(resume=True)
+    assert done.bundle.manifest.summarizing.prefix == "summarize: "
+    assert not stages_folder(out).exists()
+
+
+def test_stages_alone_come_to_a_bundle_too(summary_files: Any, recipe: Any, tmp_path: Path) -> None:
+    files = summary_files
+    edgescribe.prune_checkpoint(
+        files.student, task="summarize", out=tmp_path / "pruned", pruning=edgescribe.Pruning(decoder_layers=1),
+        train=files.train,
+    )  # fmt: skip
+    few = replace(recipe, precision="w8a8-dynamic", float_epochs=1, training=replace(recipe.training, epochs=1))
+    recovered = edgescribe.recover_checkpoint(
+        tmp_path / "pruned", teacher=files.student, task="summarize", train=files.train,
+        validation=files.validation, out=tmp_path / "recovered", recipe=few,
+    )  # fmt: skip
+    assert recovered.precision == "w8a8-dynamic"
+    assert [curve.name for curve in recovered.training] == ["float", "grid"]
+    bundle = edgescribe.export_checkpoint(
+        recovered.folder, out=tmp_path / "bundle", texts=files.evaluation, runtimes=["onnxruntime"], prefix="in short: "
+    )
+    assert bundle.manifest.summarizing is not None
+    assert (bundle.manifest.summarizing.context, bundle.manifest.summarizing.prefix) == (16, "in short: ")
+    in_torch = edgescribe.evaluate(recovered.folder, files.evaluation)
+    assert [stage.name for stage in in_torch.stages] == ["first sentence", "torch/w8a8-dynamic"]
+    found = edgescribe.evaluate(bundle.folder, files.evaluation, effort=BRIEF)
+    assert [stage.name for stage in found.stages] == ["first sentence", "onnxruntime/w8a8-dynamic"]
+    assert all(stage.metrics is not None and 0 <= stage.metrics.score <= 1 for stage in found.stages)
+    with pytest.raises(UsageError, match="summary tokens and a prefix"):
+        edgescribe.export_checkpoint(
+            files.student, out=tmp_path / "other", texts=files.evaluation, task="generate", prefix="x"
+        )
+
+
+def test_what_it_will_cost_is_told_without_writing(summary_files: Any, easy_profile: Path, tmp_path: Path) -> None:
+    request = read_request(
+        **summary_files.arguments(), devices=[easy_profile], recipe="summarizer-strong", runtimes=["litert"]
+    )
+    cost = estimate_cost(request, BRIEF)
+    assert cost.updates == {"recovering in float": 50, "training on the grid": 50}
+    assert cost.seconds["the teacher writes summaries"] > 0
+    assert cost.parameters[1] < cost.parameters[0]
+    assert cost.bundle_mib > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def edgescribe_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgescribe", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+    )
+
+
+def test_the_command_line(summary_files: Any, easy_profile: Path, tight_profile: Path, tmp_path: Path) -> None:
+    files, out = summary_files, tmp_path / "bundle"
+    common = [files.student, "--task", "summarize", "--runtime", "litert"]
+    data = ["--train", files.train, "--validation", files.validation, "--eval", files.evaluation, "--out", out]
+    planned = edgescribe_process("plan", *common, "--device", easy_profile, "--train", files.train)
+    assert planned.returncode == 0, planned.stderr
+    assert "* " in planned.stdout
+    assert "summarizer-int8 is chosen" in planned.stdout
+    assert edgescribe_process("plan", *common, "--device", tight_profile).returncode == 3
+    dry = edgescribe_process("convert", *common, *data, "--device", easy_profile, "--dry-run", "--json")
+    assert dry.returncode == 0, dry.stderr
+    assert json.loads(dry.stdout)["recipe"]["name"] == "summarizer-int8"
+    assert not out.exists()
+    brief = ["--samples", "8", "--seconds", "0", "--recipe", "summarizer-round"]
+    over = edgescribe_process("convert", *common, *data, *brief, "--device", tight_profile)
+    assert over.returncode == 3, over.stderr
+    assert "ROUGE-L" in over.stdout
+    assert "over budget: tight" in over.stdout
+    evaluated = edgescribe_process("evaluate", out, "--eval", files.evaluation, "--samples", "8", "--seconds", "0")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "first sentence" in evaluated.stdout
+    again = edgescribe_process("convert", *common, *data, *brief, "--device", easy_profile)
+    assert again.returncode == 4
+    assert "exists" in again.stderr
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "no summary"}\n' * 50)
+    wrong = edgescribe_process(
+        "convert", *common, "--train", bad, "--eval", files.evaluation, "--out", tmp_path / "x", "--device",
+        easy_profile,
+    )  # fmt: skip
+    assert wrong.returncode == 4
+    assert "bad.jsonl:1: no 'summary'" in wrong.stderr
+    misused = edgescribe_process(
+        "convert", files.student, "--task", "classify", "--prefix", "x", "--train", files.train, "--eval",
+        files.evaluation, "--out", tmp_path / "x", "--device", easy_profile,
+    )  # fmt: skip
+    assert misused.returncode in (2, 4)
+    unknown = shutil.copytree(files.student, tmp_path / "unknown")
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps(config | {"model_type": "pegasus"}))
+    refused = edgescribe_process("plan", unknown, "--task", "summarize", "--device", easy_profile)
+    assert refused.returncode == 4
+    assert "pegasus" in refused.stderr
