@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import edgescribe
 import filing
@@ -168,7 +169,7 @@ class MinutesFolder:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, look: Look, max_bytes: int) -> Iterator[object]:
+def _opened(path: Path, look: Look, max_bytes: int) -> Iterator[BinaryIO]:
     if look.size > max_bytes:
         raise NotATextError(f"{look.size:,} bytes, more than the {max_bytes:,} that --max-bytes allows")
     # never waits for a pipe's other end and never follows a link that took the file's place since the look
