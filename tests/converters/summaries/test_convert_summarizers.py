@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,10 +156,6 @@ def test_stages_alone_come_to_a_bundle_too(summary_files: Any, recipe: Any, tmp_
     found = edgescribe.evaluate(bundle.folder, files.evaluation, effort=BRIEF)
     assert [stage.name for stage in found.stages] == ["first sentence", "onnxruntime/w8a8-dynamic"]
     assert all(stage.metrics is not None and 0 <= stage.metrics.score <= 1 for stage in found.stages)
-    with pytest.raises(UsageError, match="summary tokens and a prefix"):
-        edgescribe.export_checkpoint(
-            files.student, out=tmp_path / "other", texts=files.evaluation, task="generate", prefix="x"
-        )
 
 
 def test_what_it_will_cost_is_told_without_writing(summary_files: Any, easy_profile: Path, tmp_path: Path) -> None:
@@ -176,56 +170,80 @@ def test_what_it_will_cost_is_told_without_writing(summary_files: Any, easy_prof
     assert list(tmp_path.iterdir()) == []
 
 
-def edgescribe_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgescribe", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-    )
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: exit code, stdout and stderr."""
+    from edgescribe.__main__ import run
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
 
 
-def test_the_command_line(summary_files: Any, easy_profile: Path, tight_profile: Path, tmp_path: Path) -> None:
+def test_the_command_line(
+    call: Any, summary_files: Any, easy_profile: Path, tight_profile: Path, tmp_path: Path
+) -> None:
     files, out = summary_files, tmp_path / "bundle"
     common = [files.student, "--task", "summarize", "--runtime", "litert"]
     data = ["--train", files.train, "--validation", files.validation, "--eval", files.evaluation, "--out", out]
-    planned = edgescribe_process("plan", *common, "--device", easy_profile, "--train", files.train)
-    assert planned.returncode == 0, planned.stderr
-    assert "* " in planned.stdout
-    assert "summarizer-int8 is chosen" in planned.stdout
-    assert edgescribe_process("plan", *common, "--device", tight_profile).returncode == 3
-    dry = edgescribe_process("convert", *common, *data, "--device", easy_profile, "--dry-run", "--json")
-    assert dry.returncode == 0, dry.stderr
-    assert json.loads(dry.stdout)["recipe"]["name"] == "summarizer-int8"
+    code, said, complaints = call("plan", *common, "--device", easy_profile, "--train", files.train)
+    assert code == 0, complaints
+    assert "summarizer-int8 is chosen" in said
+    assert call("plan", *common, "--device", tight_profile)[0] == 3
+    code, said, complaints = call("convert", *common, *data, "--device", easy_profile, "--dry-run", "--json")
+    assert code == 0, complaints
+    assert json.loads(said)["recipe"]["name"] == "summarizer-int8"
     assert not out.exists()
     brief = ["--samples", "8", "--seconds", "0", "--recipe", "summarizer-round"]
-    over = edgescribe_process("convert", *common, *data, *brief, "--device", tight_profile)
-    assert over.returncode == 3, over.stderr
-    assert "ROUGE-L" in over.stdout
-    assert "over budget: tight" in over.stdout
-    evaluated = edgescribe_process("evaluate", out, "--eval", files.evaluation, "--samples", "8", "--seconds", "0")
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert "first sentence" in evaluated.stdout
-    again = edgescribe_process("convert", *common, *data, *brief, "--device", easy_profile)
-    assert again.returncode == 4
-    assert "exists" in again.stderr
+    code, said, complaints = call("convert", *common, *data, *brief, "--device", tight_profile)
+    assert code == 3, complaints
+    assert "ROUGE-L" in said
+    assert "over budget: tight" in said
+    code, said, complaints = call("evaluate", out, "--eval", files.evaluation, "--samples", "8", "--seconds", "0")
+    assert code == 0, complaints
+    assert "first sentence" in said
+    code, said, complaints = call("convert", *common, *data, *brief, "--device", easy_profile)
+    assert code == 4
+    assert "exists" in complaints
+
+
+def test_what_the_command_line_refuses(
+    call: Any, summary_files: Any, easy_profile: Path, tmp_path: Path
+) -> None:
+    files = summary_files
+    rest = ["--eval", files.evaluation, "--out", tmp_path / "bundle", "--device", easy_profile]
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "no summary"}\n' * 50)
-    wrong = edgescribe_process(
-        "convert", *common, "--train", bad, "--eval", files.evaluation, "--out", tmp_path / "x", "--device",
-        easy_profile,
-    )  # fmt: skip
-    assert wrong.returncode == 4
-    assert "bad.jsonl:1: no 'summary'" in wrong.stderr
-    misused = edgescribe_process(
-        "convert", files.student, "--task", "classify", "--prefix", "x", "--train", files.train, "--eval",
-        files.evaluation, "--out", tmp_path / "x", "--device", easy_profile,
-    )  # fmt: skip
-    assert misused.returncode in (2, 4)
+    code, _, complaints = call("convert", files.student, "--task", "summarize", "--train", bad, *rest)
+    assert code == 4
+    assert "bad.jsonl:1: no 'summary'" in complaints
+    short = ["--train", files.train, "--recipe", tmp_path / "own.toml"]
+    (tmp_path / "own.toml").write_text("teacher_summaries = 1.5\n")
+    code, _, complaints = call("convert", files.student, "--task", "summarize", *short, *rest)
+    assert code == 4
+    assert "teacher_summaries is 1.5; give 0 to 1" in complaints
     unknown = shutil.copytree(files.student, tmp_path / "unknown")
     config = json.loads((unknown / "config.json").read_text())
     (unknown / "config.json").write_text(json.dumps(config | {"model_type": "pegasus"}))
-    refused = edgescribe_process("plan", unknown, "--task", "summarize", "--device", easy_profile)
-    assert refused.returncode == 4
-    assert "pegasus" in refused.stderr
+    code, _, complaints = call("plan", unknown, "--task", "summarize", "--device", easy_profile)
+    assert code == 4
+    assert "pegasus" in complaints
+    few = ["--summary-tokens", "1", "--out", tmp_path / "bundle"]
+    code, _, complaints = call("export", files.student, "--texts", files.evaluation, *few)
+    assert code == 2
+    assert list(tmp_path.glob("bundle*")) == []
+
+
+def test_a_prefix_is_for_summarisers_alone(call: Any, topic_files: Any, easy_profile: Path, tmp_path: Path) -> None:
+    rest = ["--out", tmp_path / "bundle", "--device", easy_profile, "--runtime", "litert"]
+    data = ["--train", topic_files.train, "--eval", topic_files.evaluation]
+    code, _, complaints = call("convert", topic_files.student, "--task", "classify", "--prefix", "x", *data, *rest)
+    assert code == 2
+    assert "a prefix is put before the texts of summarisers" in complaints
+    with pytest.raises(UsageError, match="summary tokens and a prefix"):
+        edgescribe.export_checkpoint(
+            topic_files.student, out=tmp_path / "bundle", texts=topic_files.evaluation, prefix="x"
+        )
