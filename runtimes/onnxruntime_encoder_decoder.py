@@ -42,6 +42,11 @@ RUNS_BEFORE_RELEASE = 32
 for each."""
 
 
+PASSING_BYTES = 32 << 20
+"""The most of the mapped weights that a short source, which takes hardly any scratch memory, reads before their pages
+are let go of."""
+
+
 class OnnxRuntimeEncoderDecoder(CheckedEncoderDecoder):
     """An encoder-decoder opened in ONNX Runtime.
 
@@ -214,7 +219,9 @@ def _memory(file: EncoderDecoderFile, contexts: tuple[int, int]) -> DecoderMemor
     # Scores and relative positions, and a layer's other tensors.
     reading = 4 * source * (2 * source * target.heads + 8 * target.hidden + 4 * target.neurons)
     writing = 8 * MOST_VERIFIED * (6 * target.hidden + 3 * target.neurons) + 8 * target.vocabulary
-    # Weights and table rows that are only read through the mapped file pass by, where its pages can be let go of.
-    passing = not file.source_is_packed and sys.platform == "linux"
-    weights = target.weight_bytes + (0 if passing else file.source_weight_bytes)
-    return DecoderMemory(weights, cache, max(reading, writing), ENGINE_BYTES)
+    if file.source_is_packed or sys.platform != "linux":
+        weights, passing = target.weight_bytes + file.source_weight_bytes, 0
+    else:
+        # Weights that are only read through the mapped file pass by, where its pages can be let go of.
+        weights, passing = target.weight_bytes, min(file.source_weight_bytes, PASSING_BYTES)
+    return DecoderMemory(weights, cache, max(reading, writing, passing), ENGINE_BYTES)
