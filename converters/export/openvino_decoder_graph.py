@@ -24,6 +24,7 @@ import openvino.opset13 as ops
 from ..decoder_graph import Attention, Rotary
 from ..quantized_weights import QuantizedWeights
 from .openvino_decoder_layers import OpenVinoDecoderLayers, cut
+from .openvino_decoder_products import DecoderProducts
 from .openvino_nodes import Node, integers, join_heads, number, split_heads, width_of
 
 RANKS = {"input_ids": 2, "position_ids": 2, "wanted": 1, "beam_idx": 1}
@@ -37,13 +38,14 @@ class OpenVinoDecoderGraph(OpenVinoDecoderLayers):
     Args:
         weights: the numbers to store.
         context: the most tokens of a text; rotary positions are stored up to it.
+        products: what writes the linear layers and tables; None takes those of decoders.
 
     Attributes:
         cache_widths: key/value heads and their width in each layer's cache.
     """
 
-    def __init__(self, weights: QuantizedWeights, context: int) -> None:
-        super().__init__(weights)
+    def __init__(self, weights: QuantizedWeights, context: int, products: DecoderProducts | None = None) -> None:
+        super().__init__(weights, products)
         self._context = context
         self._rotations: dict[Rotary, tuple[Node, Node]] = {}
         self._mask: Node | None = None

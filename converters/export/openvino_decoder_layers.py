@@ -20,13 +20,14 @@ class OpenVinoDecoderLayers:
 
     Args:
         weights: the numbers to store.
+        products: what writes the linear layers and tables; None takes those of decoders.
 
     Attributes:
         vocabulary: logits that the output head gives; 0 before it was written.
     """
 
-    def __init__(self, weights: QuantizedWeights) -> None:
-        self._products = DecoderProducts(weights)
+    def __init__(self, weights: QuantizedWeights, products: DecoderProducts | None = None) -> None:
+        self._products = DecoderProducts(weights) if products is None else products
         self._constants = NamedConstants()
         self._inputs: dict[str, Node] = {}
         self._outputs: list[Node] = []

@@ -80,7 +80,7 @@ class DecoderProducts:
     def product(self, x: Node, names: tuple[str, ...], site: str) -> Node:
         """``x @ Wᵀ + b`` for linear layers that can join, side by side."""
         call = self._call(f"linear:{site}")
-        y = ops.matmul(x, self._weight(names), False, True, name=call)
+        y = self._multiplied(x, names, call)
         matrices = [self.matrix(name) for name in names]
         if all(matrix.bias is None for matrix in matrices):
             return y
@@ -88,6 +88,10 @@ class DecoderProducts:
             [np.zeros(_sizes(each)[0], np.float32) if each.bias is None else each.bias for each in matrices]
         )
         return ops.add(y, self._constants.get(f"bias:{'|'.join(names)}", bias), name=f"{call}/bias")
+
+    def _multiplied(self, x: Node, names: tuple[str, ...], call: str) -> Node:
+        """``x @ Wᵀ``."""
+        return ops.matmul(x, self._weight(names), False, True, name=call)
 
     def rows(self, ids: Node, table: str) -> Node:
         """Rows of a table for ``ids`` ``[B, T]``: float32 ``[B, T, W]``."""
@@ -106,16 +110,22 @@ class DecoderProducts:
         if isinstance(matrices[0], FloatMatrix):
             floats = np.concatenate([each.weight for each in matrices if isinstance(each, FloatMatrix)])
             return self._constants.get(f"weight:{label}", floats.astype(np.float32))
+        if isinstance(matrices[0], QuantizedMatrix):
+            codes, factors = self._rows_of(label, matrices)
+            return ops.multiply(ops.convert(codes, "f32"), factors)
         quantized = [each for each in matrices if not isinstance(each, FloatMatrix)]
         whole = np.concatenate([each.integers for each in quantized])
         scales = np.concatenate([each.scales for each in quantized])
-        if isinstance(matrices[0], QuantizedMatrix):
-            codes = self._constants.get(f"weight:{label}", whole)
-            factors = self._constants.get(f"scales:{label}", scales.astype(np.float32)[:, None])
-            return ops.multiply(ops.convert(codes, "f32"), factors)
         factors = self._constants.get(f"scales:{label}", scales.astype(np.float16)[:, :, None])
         blocks = ops.multiply(ops.convert(_int4(f"weight:{label}", whole), "f16"), factors)
         return ops.convert(ops.reshape(blocks, integers([len(whole), -1]), False), "f32")
+
+    def _rows_of(self, label: str, matrices: list[Matrix]) -> tuple[Node, Node]:
+        """The int8 constant ``[out, in]`` and the float32 one of scales ``[out, 1]`` of int8 layers."""
+        rows = [each for each in matrices if isinstance(each, QuantizedMatrix)]
+        codes = self._constants.get(f"weight:{label}", lambda: np.concatenate([each.integers for each in rows]))
+        scales = np.concatenate([each.scales for each in rows]).astype(np.float32)[:, None]
+        return codes, self._constants.get(f"scales:{label}", scales)
 
     def _call(self, name: str) -> str:
         self._calls[name] = self._calls.get(name, 0) + 1

@@ -56,7 +56,7 @@ def export_openvino_encoder_decoder(
             raise UsageError(f"a {what} context of {tokens} tokens was asked for; the student takes 1 to {most}")
     if anatomy.halves is None:
         raise StudentError(f"a student of {anatomy.model_type} has no encoder and decoder: export it as what it is")
-    reading, writing = (OpenVinoEncoderDecoderGraph(weights, context) for _ in range(2))
+    reading, writing = (OpenVinoEncoderDecoderGraph(weights, context, reads) for reads in (True, False))
     anatomy.halves.encode(reading, shape)
     anatomy.halves.decode(writing, shape)
     heads, width = writing.cache_widths[0]

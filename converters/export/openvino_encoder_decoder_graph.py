@@ -24,6 +24,7 @@ from ..decoder_graph import Attention
 from ..encoder_decoder_graph import RelativeBias
 from ..quantized_weights import QuantizedWeights
 from .openvino_decoder_graph import HIDDEN_SCORE, OpenVinoDecoderGraph
+from .openvino_encoder_decoder_products import SourceProducts
 from .openvino_nodes import Node, integers, join_heads, number, split_heads, width_of
 
 
@@ -33,13 +34,14 @@ class OpenVinoEncoderDecoderGraph(OpenVinoDecoderGraph):
     Args:
         weights: the numbers to store.
         context: the most tokens of a target.
+        reads: whether it is to be the program that reads the source.
 
     Attributes:
         source_widths: heads and their width of what is kept of the source, by the decoder's layers.
     """
 
-    def __init__(self, weights: QuantizedWeights, context: int) -> None:
-        super().__init__(weights, context)
+    def __init__(self, weights: QuantizedWeights, context: int, reads: bool) -> None:
+        super().__init__(weights, context, SourceProducts(weights) if reads else None)
         self._vectors = weights.vectors
         self._biases: dict[RelativeBias | None, Node] = {}
         self._source_places: Node | None = None

@@ -61,7 +61,7 @@ class Products:
         scales = self._constants.get(f"scales:{name}", matrix.scales.astype(np.float32)[:, None])
         weight = ops.multiply(ops.convert(codes, "f32"), scales)
         if self._weights.precision == "w8a8-dynamic":
-            entered, step = self._on_grid_of_token(x, site)
+            entered, step = self.on_grid_of_token(x, site)
             y = ops.multiply(ops.matmul(entered, weight, False, True, name=call), step)
             return self._with_bias(y, name, matrix, call)
         grids = self._weights.sites.get(site)
@@ -119,7 +119,7 @@ class Products:
         low, high = float(-128 - grid.zero_point), float(127 - grid.zero_point)
         return ops.multiply(ops.clamp(steps, low, high, name=self._call(f"output:{site}")), scale)
 
-    def _on_grid_of_token(self, x: Node, site: str) -> tuple[Node, Node]:
+    def on_grid_of_token(self, x: Node, site: str) -> tuple[Node, Node]:
         """``x`` as whole numbers in [-127, 127] over 127, and the largest magnitude of each token ``[…, 1]``."""
         if id(x) not in self._steps:
             largest = ops.maximum(ops.reduce_max(ops.abs(x), integers([-1]), True), number(1e-8))

@@ -12,6 +12,7 @@ import openvino as ov
 import pytest
 import torch
 from edgescribe.converters.anatomy import anatomy_of
+from edgescribe.converters.export import openvino_encoder_decoder_products
 from edgescribe.converters.export.openvino_encoder_decoder import (
     export_openvino_encoder_decoder,
     kernel_report,
@@ -196,6 +197,21 @@ def test_every_linear_layer_runs_on_stored_integers(family: str, precision: str,
     assert len({kernel.site for kernel in report}) == 4 * shape.layers + 7 * shape.decoder_layers + 1
     weights = {kernel.weight for kernel in report}
     assert weights == {"i8"} if precision == "w8a8-dynamic" else "i4" in weights
+
+
+def test_large_students_leave_the_sources_integers_in_the_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_encoder_decoder_products, "MOST_BYTES", 1000)
+    graph, _ = exported(random_model("t5")[1], "w8a8-dynamic", tmp_path / "writer.xml")
+    report = kernel_report(tmp_path / "writer.xml")
+    assert {kernel.weight for kernel in report} == {"i8"}
+    assert not any(kernel.kernel.endswith("I8") for kernel in report)
+    session = open_encoder_decoder("openvino", tmp_path / "writer.xml", EncoderDecoderOptions(threads=1))
+    session.read(tokens_of(SOURCE))
+    expected = torch_logits(graph, tokens_of(SOURCE), tokens_of(9, 1))
+    assert (session.prefill(tokens_of(9, 1)) - expected[-1]).std() < 0.15 * expected.std()
+    session.close()
 
 
 def test_a_float_file_reports_float_kernels(tmp_path: Path) -> None:
