@@ -144,12 +144,10 @@ class EncoderDecoderModel(DecoderModel):
             return source
         caches.share(None)  # before the next one takes memory
         release_freed()
-        source = caches.source = Source(room, {})
         signature = self._signatures[1]
-        self._fit(caches, signature, 1, signature.room or ROOM_STEP)
-        for name in (*self.file.sources, "source_mask"):
-            source.buffers[name] = signature.new_buffer(name)
-        return source
+        self._resize(signature, 1, signature.room or ROOM_STEP, room)
+        caches.source = Source(room, {name: signature.new_buffer(name) for name in (*self.file.sources, "source_mask")})
+        return caches.source
 
     def _source_feeds(self, tokens: NDArray[np.int32], room: int) -> dict[str, NDArray[Any]]:
         count, context = len(tokens), self.file.source_context
@@ -167,7 +165,9 @@ class EncoderDecoderModel(DecoderModel):
     # The target
     def _fit(self, caches: Caches, signature: Signature, size: int, room: int) -> None:
         source = caches.source if isinstance(caches, TargetCaches) else None
-        source_room = source.room if source is not None else ROOM_STEP
+        self._resize(signature, size, room, source.room if source is not None else ROOM_STEP)
+
+    def _resize(self, signature: Signature, size: int, room: int, source_room: int) -> None:
         if (room, source_room) == (signature.room, signature.source_room):
             return
         with without_info_lines(*UNRELATED):
