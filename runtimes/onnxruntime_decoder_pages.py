@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _DONT_NEED = 4
 _TAKING = threading.Lock()
@@ -19,7 +21,8 @@ def release_read_pages(file: Path) -> int:
     A page that is read again comes back from the file, so nothing is lost; mappings that were written to are left
     alone. Where the system cannot do that (other than Linux), nothing happens.
     """
-    return sum(resident for start, size, resident in _regions(file) if resident and _let_go(start, size))
+    found = _regions(file)
+    return sum(resident for start, size, resident in found if resident and _advise()(start, size, _DONT_NEED) == 0)
 
 
 class MappedPages:
@@ -46,8 +49,10 @@ class MappedPages:
 
     def release(self) -> None:
         """Let go of their pages that lie in memory."""
-        for start, size in self._regions:
-            _let_go(start, size)
+        if self._regions:
+            advise = _advise()
+            for start, size in self._regions:
+                advise(start, size, _DONT_NEED)
 
     @contextmanager
     def releasing(self, every: float) -> Iterator[None]:
@@ -70,19 +75,22 @@ class MappedPages:
             self.release()
 
 
-def _let_go(start: int, size: int) -> bool:
+@functools.cache
+def _advise() -> Any:
+    """The system's ``madvise(address, size, advice)``, which gives 0 where it did as told."""
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return bool(advise(start, size, _DONT_NEED) == 0)
+    return advise
 
 
 def _regions(file: Path) -> list[tuple[int, int, int]]:
     """Address, size and resident bytes of each mapping of ``file`` without a page written to."""
-    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "madvise"):
+    if sys.platform != "linux":
         return []
     try:
+        _advise()
         return _clean_regions(str(file.resolve()), Path("/proc/self/smaps").read_text(errors="replace"))
-    except (OSError, ValueError):
+    except (OSError, AttributeError, ValueError):
         return []
 
 

@@ -15,7 +15,7 @@ from .onnxruntime_decoder_pages import MappedPages
 from .onnxruntime_encoder_decoder_file import EncoderDecoderFile
 from .spare_memory import release_freed
 
-RELEASED_EVERY = 0.01
+RELEASED_EVERY = 0.02
 """Seconds between two times that weights which were read are let go of, while a source is read."""
 
 
