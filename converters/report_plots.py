@@ -220,6 +220,9 @@ def _training(report: ConversionReport) -> Plot | None:
     if not curves:
         return None
     figure, axes = _figure(3.6)
+    # Students that write are validated by the mean log-likelihood of a token.
+    writes = report.task in ("generate", "summarize")
+    factor, unit = (-1, "nats a token") if writes else (100, "%")
     scored = any(curve.scores for curve in curves)
     right: Any = axes.twinx() if scored else None
     start = 0
@@ -231,9 +234,10 @@ def _training(report: ConversionReport) -> Plot | None:
         text = f"{curve.name}: loss from {curve.losses[0]:.3g} to {_smooth(curve.losses)[-1]:.3g}"
         if curve.scores:
             places = [start + step for step in curve.score_steps]
-            scores = [100 * score for score in curve.scores]
+            scores = [factor * score for score in curve.scores]
             right.plot(places, scores, "o--", color=colour, markersize=4, linewidth=0.8, label=f"{curve.name}: score")
-            text += f", validation score from {scores[0]:.1f} to {scores[-1]:.1f} %"
+            digits = 3 if writes else 1
+            text += f", validation score from {scores[0]:.{digits}f} to {scores[-1]:.{digits}f} {unit}"
         words.append(f"{text} in {len(curve.losses)} steps")
         start += len(curve.losses)
         if number + 1 < len(curves):
@@ -243,7 +247,7 @@ def _training(report: ConversionReport) -> Plot | None:
     axes.set_ylim(bottom=0)
     axes.grid(True)
     if scored:
-        right.set_ylabel("validation score, %")
+        right.set_ylabel(f"validation score, {unit}")
         right.spines["right"].set_visible(True)
     _legend_below(figure, axes, *([right] if scored else []))
     told = f"{'; '.join(words)}."
