@@ -46,6 +46,7 @@ class LiteRtEncoderDecoderSession(CheckedEncoderDecoder, OnDecoderModel):
     def _take(self, other: CheckedEncoderDecoder) -> None:
         if not isinstance(other, LiteRtEncoderDecoderSession) or other._model is not self._model:
             raise InputError("a session takes the state of its own forks alone")
+        self._source_length = self._length = 0  # and stay so if the engine fails
         self._model.take(self._caches, other._caches, other.length)
 
     def _forked(self) -> LiteRtEncoderDecoderSession:

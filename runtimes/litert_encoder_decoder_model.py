@@ -80,7 +80,6 @@ class EncoderDecoderModel(DecoderModel):
         behind = np.arange(self._most - 1, -1, -1, dtype=np.int32)
         hidden = np.full(self._most, file.context, np.int32)
         self._distances = np.concatenate([np.minimum(behind, file.context - 1), hidden])
-
         self._packed = packed
         self._packed_at: list[tuple[int, int]] = []
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtimes.litert_decoder_model import HIDDEN
 from ..decoder_graph import Attention
 from ..encoder_decoder_graph import RelativeBias
 from ..quantized_weights import QuantizedWeights
@@ -27,9 +28,6 @@ OFFSETS, DISTANCES = "offsets", "distances"
 PARTS = (4, 3, 2, 1)
 """Into how many groups heads are put that attend to the source one group after the other, so that not all scores, by
 far the largest of what is computed, are there at once."""
-
-HIDDEN = np.float32(-1e9)
-"""Added to the scores of what a token must not see: its exponential is exactly 0 in float32."""
 
 
 class LiteRtSourceGraph(LiteRtLayers):
@@ -133,6 +131,6 @@ class LiteRtTargetGraph(LiteRtDecoderGraph):
 def by_offset(
     relative: RelativeBias, table: NDArray[np.float32], offsets: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """For each head what is added at each of ``offsets``, and :data:`HIDDEN` behind: ``[1, H, len(offsets) + 1]``."""
+    """For each head what is added at each of ``offsets``, then what hides a token: ``[1, H, len(offsets) + 1]``."""
     rows = table[relative.bucket_of(offsets)].T
     return np.concatenate([rows, np.full((len(rows), 1), HIDDEN)], axis=1)[None].astype(np.float32)
