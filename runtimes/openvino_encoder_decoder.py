@@ -175,6 +175,8 @@ class OpenVinoEncoderDecoders:
         writing, reading, stored = files_of(artifact)
         with handing_back([stored, *([options.cache_dir] if options.cache_dir else [])]):
             compiled = [_compile(module, core, each, stored, device, config) for each in (reading, writing)]
+            _check_inputs(compiled[0], {"source_ids", "source_length"}, reading)
+            _check_inputs(compiled[1], {"input_ids", "position_ids", "wanted", "beam_idx"}, writing)
             effective = _effective(module, compiled[1], threads)
             if effective.device != options.device:
                 raise EngineError(f"OpenVINO runs {artifact} on {effective.provider} instead of {device}")
@@ -218,6 +220,12 @@ def _compile(module: Any, core: Any, artifact: Path, stored: Path, device: str, 
         return core.compile_model(model, device, config)
     except _REFUSALS as error:
         raise EngineError(f"OpenVINO {_version(module)} refuses {artifact}: {_last_line(error)}") from error
+
+
+def _check_inputs(compiled: Any, wanted: set[str], artifact: Path) -> None:
+    found = {name for port in compiled.inputs for name in port.get_names()}
+    if not wanted <= found:
+        raise BundleError(f"{artifact} has no inputs {', '.join(sorted(wanted - found))}; copy the bundle anew")
 
 
 def _memory(file: EncoderDecoderFile, context: int, source_context: int) -> DecoderMemory:

@@ -458,6 +458,9 @@ def test_damaged_files_are_refused(written: Written, openvino_file: Path, tmp_pa
                 open_at(path)
         (path.parent / name).write_text(text)
     open_at(path).close()
+    files_of(path)[1].write_text(path.read_text())
+    with pytest.raises(BundleError, match="source_ids"):
+        open_at(path)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process's pages")
