@@ -231,7 +231,7 @@ ROUND_WRITER = replace(
 """Rounds a writer to int4 on a searched grid: no pruning, no training."""
 
 SUMMARIZER_NPU = replace(_SUMMARIZER, name="summarizer-npu", precision="w8a8-static")
-"""A summariser on static int8 grids, as NPUs want them."""
+"""A summariser on static int8 grids, as compilers of NPUs want them: for recovery alone, no runtime here runs them."""
 
 ROUND_SUMMARIZER = replace(
     _SUMMARIZER,

@@ -225,6 +225,10 @@ def test_what_the_command_line_refuses(
     code, _, complaints = call("convert", files.student, "--task", "summarize", *short, *rest)
     assert code == 4
     assert "teacher_summaries is 1.5; give 0 to 1" in complaints
+    static = ["--train", files.train, "--recipe", "summarizer-npu"]
+    code, _, complaints = call("convert", files.student, "--task", "summarize", *static, *rest)
+    assert code == 2
+    assert "recipe summarizer-int8" in complaints
     unknown = shutil.copytree(files.student, tmp_path / "unknown")
     config = json.loads((unknown / "config.json").read_text())
     (unknown / "config.json").write_text(json.dumps(config | {"model_type": "pegasus"}))
