@@ -43,7 +43,7 @@ def export_onnx_encoder_decoder(
             raise UsageError(f"a {what} of {tokens} tokens was asked for; the student takes 1 to {shape.positions}")
     if anatomy.halves is None:
         raise StudentError(f"a student of {anatomy.model_type} has no encoder and decoder: export it as what it is")
-    source = OnnxSourceGraph(weights, source_context)
+    source = OnnxSourceGraph(weights)
     target = OnnxTargetGraph(weights, context, source.reading)
     # Each half's program calls the operators of that half alone.
     anatomy.halves.encode(cast(EncoderDecoderBuilder, source), shape)

@@ -34,22 +34,19 @@ class OnnxSourceGraph(OnnxLayers):
 
     Args:
         weights: the numbers to store.
-        positions: the most tokens of a source.
 
     Attributes:
         reading, keeping: the writers of the first graph and of the second; ``writer`` is the one of them at work.
         kept_heads: heads of the keys and values, and the width of one.
     """
 
-    def __init__(self, weights: QuantizedWeights, positions: int) -> None:
+    def __init__(self, weights: QuantizedWeights) -> None:
         self.reading = ExternalNodeWriter()
         self.keeping = ExternalNodeWriter(self.reading)
         super().__init__(weights, self.reading, SourceProducts(weights, self.reading))
-        self.positions = positions
         self.kept_heads = (0, 0)
         self._encoder = self.products
         self._states: str | None = None
-        self._tokens: str | None = None
         self._places: str | None = None
         self._biases: dict[RelativeBias, str] = {}
         self.reading.declare_input("input_ids", TensorProto.INT32, [1, "source"])
@@ -122,32 +119,31 @@ class OnnxSourceGraph(OnnxLayers):
     def _relative(self, relative: RelativeBias) -> str:
         """``[1, H, S, S]``, once for all layers that share it.
 
-        A row of it is a stretch of one long row of values by offset. All stretches of :data:`STRIP` numbers are
-        stored, and rows put together from these: several times faster than number by number.
+        A row of it is a stretch of one long row of values by offset. All stretches of :data:`STRIP` numbers that differ
+        are stored, and rows put together from these: several times faster than number by number.
         """
         if relative not in self._biases:
             node, integers, constant = self.writer.node, self.writer.integers, self.writer.constant
-            strips, first = self._strips(relative)
-            heads = strips.shape[0]
-            table = self.writer.stored(f"{relative.table}.strips", strips.reshape(heads, -1, STRIP))
-            if self._tokens is None:
-                self._tokens = node("Shape", ["input_ids"], start=1, end=2)
-            starts = node("Slice", [constant(first), integers(0), self._tokens, integers(0)])
-            round_up = node("Div", [node("Add", [self._tokens, integers(STRIP - 1)]), integers(STRIP)])
-            count = node("Squeeze", [node("Cast", [round_up], to=TensorProto.INT32)])
-            along = node("Range", [constant(np.int32(0)), count, constant(np.int32(1))])
-            places = node("Add", [node("Unsqueeze", [starts, integers(1)]), along])
-            rows = node("Gather", [table, places], axis=1)
-            flat = node("Reshape", [rows, node("Concat", [integers(1, heads), self._tokens, integers(-1)], axis=0)])
-            self._biases[relative] = node("Slice", [flat, integers(0), self._tokens, integers(3)])
+            first, strips = strips_of(self.vector(relative.table), relative)
+            heads, count = strips.shape[:2]
+            tokens = node("Shape", ["input_ids"], start=1, end=2)
+            length = node("Squeeze", [node("Cast", [tokens], to=TensorProto.INT32)])
+            queries = node("Range", [constant(np.int32(0)), length, constant(np.int32(1))])
+            end = node("Sub", [length, constant(np.int32(first))])
+            keys = node("Range", [constant(np.int32(-first)), end, constant(np.int32(STRIP))])
+            apart = node("Sub", [keys, node("Unsqueeze", [queries, integers(1)])])
+            places = node("Clip", [apart, constant(np.int32(0)), constant(np.int32(count - 1))])
+            rows = node("Gather", [self.writer.stored(f"{relative.table}.strips", strips), places], axis=1)
+            flat = node("Reshape", [rows, node("Concat", [integers(1, heads), tokens, integers(-1)], axis=0)])
+            self._biases[relative] = node("Slice", [flat, integers(0), tokens, integers(3)])
         return self._biases[relative]
 
-    def _strips(self, relative: RelativeBias) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Strips ``[H, STRIP, n, STRIP]``: ``[h, r, a]`` are the values from ``STRIP * a + r`` on, the first of all
-        being that of offset ``1 - positions``; and for each query the number of the strip that its row begins with."""
-        most = -(-2 * self.positions // STRIP) + 1
-        offsets = np.arange((most + 1) * STRIP, dtype=np.int64) - (self.positions - 1)
-        values = np.ascontiguousarray(self.vector(relative.table)[relative.bucket_of(offsets)].T, np.float32)
-        shifted = [values[:, shift : shift + most * STRIP].reshape(len(values), most, STRIP) for shift in range(STRIP)]
-        begins = np.arange(self.positions - 1, -1, -1)
-        return np.stack(shifted, axis=1), (begins % STRIP * most + begins // STRIP).astype(np.int32)
+
+def strips_of(table: NDArray[np.float32], relative: RelativeBias) -> tuple[int, NDArray[np.float32]]:
+    """The offset that the first strip begins with, and strips ``[H, n, STRIP]``, each beginning one offset further.
+
+    What lies before the first is like it, and what lies behind the last like that: values differ no more there.
+    """
+    first, last = -(relative.max_distance + STRIP - 1), relative.max_distance
+    offsets = np.arange(first, last + 1)[:, None] + np.arange(STRIP)
+    return first, np.ascontiguousarray(table[relative.bucket_of(offsets)].transpose(2, 0, 1), np.float32)

@@ -17,7 +17,7 @@ from ..decoder_graph import Attention
 from ..encoder_decoder_graph import RelativeBias
 from ..quantized_weights import QuantizedWeights
 from .onnx_decoder_data import ExternalNodeWriter
-from .onnx_decoder_graph import SPARE, OnnxDecoderGraph
+from .onnx_decoder_graph import OnnxDecoderGraph
 from .onnx_decoder_layers import Hidden
 from .onnx_nodes import CONTRIB
 
@@ -58,13 +58,13 @@ class OnnxTargetGraph(OnnxDecoderGraph):
             return None
         if relative not in self._biases:
             node, integers, constant = self.writer.node, self.writer.integers, self.writer.constant
-            distances = np.arange(self.context + SPARE, dtype=np.int64)
+            distances = np.arange(relative.max_distance + 1)
             values = self.vector(relative.table)[relative.bucket_of(-distances)].T[None]
             table = self.writer.stored(f"{relative.table}.by_distance", np.ascontiguousarray(values, np.float32))
             one = constant(np.int32(1))
             rows = node("Unsqueeze", [node("Range", ["first", "total", one]), integers(1)])
             apart = node("Sub", [rows, node("Range", [constant(np.int32(0)), "total", one])])
-            # What stands behind a token is left out by the attention itself.
-            places = node("Max", [apart, constant(np.int32(0))])
+            # What stands behind a token is left out by the attention itself; far away, values differ no more.
+            places = node("Clip", [apart, constant(np.int32(0)), constant(np.int32(relative.max_distance))])
             self._biases[relative] = node("Gather", [table, places], axis=2)
         return self._biases[relative]

@@ -17,7 +17,7 @@ from edgescribe.converters.export.onnx_encoder_decoder import (
     export_onnx_encoder_decoder,
     read_back,
 )
-from edgescribe.converters.export.onnx_encoder_decoder_source import OnnxSourceGraph
+from edgescribe.converters.export.onnx_encoder_decoder_source import STRIP, strips_of
 from edgescribe.converters.freeze import freeze
 from edgescribe.converters.quantized_weights import QuantizedMatrix, QuantizedTable, QuantizedWeights
 from edgescribe.converters.student import Student
@@ -240,15 +240,15 @@ def test_a_float_file_reports_float_kernels(tmp_path: Path) -> None:
 def test_a_table_that_both_halves_read_is_stored_once(precision: str, tmp_path: Path) -> None:
     sizes = {}
     for untied in (False, True):
-        student, _ = student_of("t5", vocab_size=1500, untied=untied)
+        student, _ = student_of("t5", vocab_size=6000, untied=untied)
         exported(student, precision, tmp_path / "writer.onnx")
-        sizes[untied] = (tmp_path / "writer.onnx.data").stat().st_size
+        sizes[untied] = sum(file.stat().st_size for file in tmp_path.iterdir())
     bits = {"fp32": 32, "w8a8-dynamic": 8.5, "w4a8-dynamic": 5}[precision]
-    table = 1500 * 64 * bits / 8
+    table = 6000 * 64 * bits / 8
     assert sizes[True] - sizes[False] == pytest.approx(table, rel=0.1)
     layers = sum(tensor.numel() for name, tensor in student.state.items() if "block" in name) * bits / 8
-    # The strips of relative positions are float, whatever the precision.
-    assert sizes[False] == pytest.approx(table + layers, rel=0.1, abs=60_000)
+    nodes = 130_000
+    assert sizes[False] < table + layers + nodes < 2 * table + layers
 
 
 def test_equal_numbers_give_equal_files(tmp_path: Path) -> None:
@@ -274,20 +274,16 @@ def test_the_graphs_are_valid_onnx_of_known_operators(family: str, tmp_path: Pat
 
 
 @given(
-    positions=st.integers(1, 70), buckets=st.integers(2, 40).map(lambda half: 2 * half), more=st.integers(1, 60),
-    heads=st.integers(1, 3), tokens=st.integers(1, 70),
+    buckets=st.integers(2, 40).map(lambda half: 2 * half), more=st.integers(1, 60), heads=st.integers(1, 3),
+    tokens=st.integers(1, 300),
 )  # fmt: skip
-def test_strips_put_together_are_the_relative_positions(
-    positions: int, buckets: int, more: int, heads: int, tokens: int
-) -> None:
-    tokens = min(tokens, positions)
+def test_strips_put_together_are_the_relative_positions(buckets: int, more: int, heads: int, tokens: int) -> None:
     relative = RelativeBias("table", buckets, buckets // 2 + more, bidirectional=True)
     table = np.random.default_rng(0).normal(size=(buckets, heads)).astype(np.float32)
-    weights = QuantizedWeights("fp32", {}, {}, {"table": table}, {}, {})
-    strips, first = OnnxSourceGraph(weights, positions)._strips(relative)
-    every = strips.reshape(heads, -1, strips.shape[-1])
-    places = first[:tokens, None] + np.arange(-(-tokens // strips.shape[-1]))
-    got = every[:, places].reshape(heads, tokens, -1)[:, :, :tokens]
+    first, strips = strips_of(table, relative)
+    begins = np.arange(0, tokens, STRIP)[None] - np.arange(tokens)[:, None]
+    places = np.clip(begins - first, 0, strips.shape[1] - 1)
+    got = strips[:, places].reshape(heads, tokens, -1)[:, :, :tokens]
     offsets = np.arange(tokens)[None] - np.arange(tokens)[:, None]
     np.testing.assert_array_equal(got, table[relative.bucket_of(offsets)].transpose(2, 0, 1))
 
