@@ -79,13 +79,19 @@ def prove(
         rows={
             "train": len(request.train.texts),
             "validation": len(request.validation.texts),
-            "evaluation": len(texts),
+            "evaluation": _evaluated(request),
         },
         seconds=time.monotonic() - started,
         samples=written,
         notes=_notes(request, evaluations),
     )
     return report, bundle
+
+
+def _evaluated(request: Request) -> int:
+    """Texts that quality was found on."""
+    count = len(request.evaluation.texts)
+    return min(count, evaluate_summaries.EVALUATED_TEXTS) if request.student.task == "summarize" else count
 
 
 def over_budget(verdicts: Sequence[BudgetReport]) -> list[str]:

@@ -34,7 +34,7 @@ def stage_table(stages: Sequence[Stage]) -> str:
     rows = []
     for stage, values in zip(stages, found, strict=True):
         row = [stage.name, *(f"{values[name]:.4f}" if name in values else "–" for name in names)]
-        row.append(figure(stage.size_mib))
+        row.append(figure(stage.size_mib) if stage.kind != "baseline" else "–")
         if timed:
             timing = stage.timing
             figures = (timing.p50_ms, timing.p90_ms, timing.peak_rss_mib) if timing is not None else (None,) * 3
