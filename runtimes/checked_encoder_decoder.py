@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .checked_decoder import CheckedDecoder, check_logits
-from .decoder_contract import Tokens
+from .decoder_contract import CacheState, Tokens
 from .encoder_decoder_contract import EncoderDecoderSession, SourceAnswer
 
 
@@ -71,11 +71,26 @@ class CheckedEncoderDecoder(CheckedDecoder):
         other.take(self)
         return other
 
+    def save_cache(self) -> CacheState:
+        """See EncoderDecoderSession."""
+        self._check_open()
+        self._check_read()
+        return super().save_cache()
+
+    def load_cache(self, state: CacheState) -> None:
+        """See EncoderDecoderSession."""
+        self._check_open()
+        self._check_read()
+        super().load_cache(state)
+
     def _checked(self, tokens: Tokens) -> NDArray[np.int32]:
         self._check_open()
+        self._check_read()
+        return super()._checked(tokens)
+
+    def _check_read(self) -> None:
         if not self._source_length:
             raise InputError("no source was read yet; read one before writing about it")
-        return super()._checked(tokens)
 
 
 def check_source_answers(

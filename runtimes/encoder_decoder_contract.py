@@ -54,9 +54,10 @@ class EncoderDecoderOptions(DecoderOptions):
 class EncoderDecoderSession(DecoderSession, Protocol):
     """An opened encoder-decoder with its source and its KV cache.
 
-    Every method of :class:`~edgescribe.runtimes.decoder_contract.DecoderSession` but ``rewind(0)`` and ``close``
-    raises :class:`~edgescribe.errors.InputError` before anything was read. ``fork`` shares the source and copies the
-    target's cache. ``save_cache`` and ``load_cache`` are of the target alone: a saved cache belongs to its source.
+    Every method of :class:`~edgescribe.runtimes.decoder_contract.DecoderSession` but ``rewind(0)``, ``fork`` and
+    ``close`` raises :class:`~edgescribe.errors.InputError` before anything was read. ``fork`` shares the source and
+    copies the target's cache. ``save_cache`` and ``load_cache`` are of the target alone: a saved cache belongs to its
+    source.
 
     Attributes:
         source_context: the most tokens of a source.
