@@ -96,7 +96,8 @@ def test_targets_of_make_exist(page: Path) -> None:
 def calls(page: Path) -> Iterator[list[str]]:
     """The words of every call of edgescribe in a page's shell blocks."""
     for block in blocks(page.read_text(encoding="utf-8"), "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
+        without_documents = re.sub(r"<<'(\w+)'\n.*?^\1$", "", block, flags=re.DOTALL | re.MULTILINE)
+        for line in without_documents.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             for place, word in enumerate(words):
                 if word == "edgescribe" or word.endswith("/bin/edgescribe"):
