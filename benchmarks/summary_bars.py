@@ -53,8 +53,8 @@ def summary_bars(student: str, measured: Sequence[MeasuredSummariser], memory: b
     if torch is not None and ours:
         found.append(_faster(f"{student}: against transformers fp32", 4.0, max(ours, key=_speed), torch))
     if memory and peer is not None and ours:
-        best = min(ours, key=lambda one: one.figures.peak_mb)
-        for one in dict.fromkeys([best, min(alike or ours, key=lambda each: each.figures.peak_mb)]):
+        least = [min(some, key=lambda one: one.figures.peak_mb) for some in (ours, alike) if some]
+        for one in {one.contender.name: one for one in least}.values():
             share = one.figures.peak_mb / peer.figures.peak_mb
             found.append(Bar(f"{student}: peak memory, {one.contender.name}", 0.8, share, "of CTranslate2's", False,
                              share <= 0.8, f"{one.figures.peak_mb:.0f} and {peer.figures.peak_mb:.0f} MB"))  # fmt: skip
