@@ -33,7 +33,7 @@ class MeasuredSummariser:
 
 def summary_bars(student: str, measured: Sequence[MeasuredSummariser], memory: bool) -> list[Bar]:
     """The bars that one student's contenders can tell; ``memory``: whether its memory has a bar."""
-    ours = [one for one in measured if one.contender.kind == "plain"]
+    ours = [one for one in measured if one.contender.side == "ours" and one.contender.kind == "plain"]
     pruned = [one for one in measured if one.contender.kind == "pruned"]
     peer = next((one for one in measured if one.contender.engine == "ctranslate2"), None)
     torch = next((one for one in measured if one.contender.engine == "transformers"), None)

@@ -12,6 +12,8 @@ from summary_bars import MeasuredSummariser, long_bar, summary_bars
 from summary_contenders import SummaryContender
 from summary_run import SummaryFigures
 
+PEERS = ("ctranslate2", "transformers", "onnx-export")
+
 
 def measured(
     name: str,
@@ -23,7 +25,7 @@ def measured(
     rouge_l: float | None = None,
     kind: Literal["plain", "pruned"] = "plain",
 ) -> MeasuredSummariser:
-    side: Literal["ours", "peer"] = "peer" if engine in ("ctranslate2", "transformers") else "ours"
+    side: Literal["ours", "peer"] = "peer" if engine in PEERS else "ours"
     total = 1000 * 64 / tokens_per_s
     figures = SummaryFigures("an engine", [[total, total], [2 * total]], [[], []], [peak_mib - 1, peak_mib])
     return MeasuredSummariser(SummaryContender(name, side, engine, precision, {}, [], kind), figures, 64, rouge_l)
@@ -56,6 +58,11 @@ def test_a_pruned_student_counts_only_while_it_summarises_as_well() -> None:
     alone = bars([PEER, TORCH, worse])
     assert not alone[what].met
     assert not alone["tiny: its ROUGE-L"].met
+
+
+def test_peers_are_not_ours() -> None:
+    export = measured("export", "onnx-export", 500, precision="fp32")
+    assert "tiny: against transformers fp32" not in bars([PEER, TORCH, export])
 
 
 def test_memory_is_held_where_it_has_a_bar() -> None:
