@@ -78,7 +78,7 @@ demo-clean: ## take the demo's results away, so that make demo converts anew
 test: $(VENV)/.tests ## all tests
 	$(PY) -m pytest $(PYTEST_OPTIONS)
 
-test-fast: $(VENV)/.tests ## the tests without training and without environments of their own: about 3 minutes
+test-fast: $(VENV)/.tests ## the tests without training and without environments of their own: about 5 minutes
 	$(PY) -m pytest -m 'not slow and not arm' $(PYTEST_OPTIONS)
 
 test-arm: $(VENV)/.tests ## the device side in an arm64 userland (needs Debian's qemu-user-static)
