@@ -22,19 +22,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent))
 
 import numpy as np
+from engine_clock import clocked
 from numpy.typing import NDArray
 from writer_engines import KINDS, Edgescribe, Engine, Turn
-
-ENGINE_CALLS = ("run_with_iobinding", "infer", "start_async", "wait", "RunByIndex", "RunByName")
-"""Names of the compiled functions in which ONNX Runtime, OpenVINO and LiteRT compute."""
 
 LEAST_STEPS = 8
 """Fewer say nothing of Python's share."""
@@ -122,46 +118,31 @@ def rewrite(engine: Engine, messages: list[dict[str, str]], tokens: int, lookup:
 def python_share(engine: Engine, prompt: list[int], tokens: int) -> float | None:
     """The part of a decode step that is Python's: its median time without that of the engine's own call.
 
-    The interpreter tells of every call into compiled code, which costs Python's side time: the true share is lower.
     None where the text ended too soon.
     """
     if not isinstance(engine, Edgescribe):
         raise TypeError("Python's share is taken of our own writer")
     text = engine.writer.codec.decode(prompt)
-    begun, spent = 0.0, 0.0
-    clock: Callable[[], float] = time.perf_counter
-
-    def hear(_frame: Any, event: str, called: Any) -> None:
-        nonlocal begun, spent
-        if event == "c_call" and called.__name__ in ENGINE_CALLS:
-            begun = clock()
-        elif event == "c_return" and called.__name__ in ENGINE_CALLS:
-            spent += clock() - begun
-
-    steps, python = [], []
-    with engine.writer.stream(text, max_new_tokens=tokens, temperature=0.0, lookup=False) as writing:
+    now = time.perf_counter_ns
+    steps, python, calls = [], [], 0
+    with (
+        clocked(engine.writer.effective.runtime) as clock,
+        engine.writer.stream(text, max_new_tokens=tokens, temperature=0.0, lookup=False) as writing,
+    ):
         next(writing)
-        with heard(hear):
-            before = clock()
-            for _ in writing:
-                after = clock()
-                steps.append(after - before)
-                python.append(after - before - spent)
-                before, spent = after, 0.0
+        clock.taken()
+        before = now()
+        for _ in writing:
+            after = now()
+            spent, times = clock.taken()
+            steps.append(after - before)
+            python.append(after - before - spent)
+            before, calls = after, calls + times
     if len(steps) < LEAST_STEPS:
         return None
-    if python == steps:
+    if calls < len(steps):
         raise RuntimeError(f"{engine.engine()}: the engine computes in a call of another name than is known here")
     return float(np.median(python) / np.median(steps))
-
-
-@contextmanager
-def heard(listener: Callable[[Any, str, Any], None]) -> Iterator[None]:
-    sys.setprofile(listener)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
 
 
 def score(engine: Engine, windows: str, reference: str | None) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from edgescribe.converters.student import Student
+from engine_clock import clocked
 from fp32_reference import Reference, fp32_reference
 from writer_bars import MeasuredWriter, writer_bars
 from writer_bundles import plain_bundles
 from writer_contenders import LeftOut, WriterContender
+from writer_engines import Edgescribe
+from writer_process import python_share
 from writer_report import report_text
 from writer_run import Conversation, WriterEffort, WriterFigures, WriterTexts, run_writers
 from writer_texts import Window, conversations, prompt, save_windows, scored_tokens, tokens_of, windows
@@ -102,6 +105,26 @@ def found(
     )
     assert left_out == []
     return figures
+
+
+@pytest.mark.parametrize("runtime", ["litert", "onnxruntime", "openvino"])
+def test_every_engines_calls_are_told_from_pythons_part(runtime: str, student: Student, folder: Path) -> None:
+    (made, *_) = plain_bundles(student, folder, TEXTS[:2], CONTEXT, [runtime])
+    assert isinstance(made, WriterContender)
+    engine = Edgescribe({**made.process, "threads": 1, "context": CONTEXT, "spinning": False})
+    with engine.writer:
+        prompt = engine.ids(TEXTS[0])[:16]
+        before = engine.write(prompt, 12).tokens
+        with clocked(runtime) as clock:
+            assert engine.write(prompt, 12).tokens == before
+            spent, calls = clock.taken()
+            assert calls >= 12
+            assert spent > 0
+        share = python_share(engine, prompt, 60)
+        assert share is not None
+        assert 0 < share < 1
+        assert engine.write(prompt, 12).tokens == before
+        assert clock.taken() == (0, 0)
 
 
 def test_every_writer_is_timed_started_and_scored(
