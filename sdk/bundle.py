@@ -60,7 +60,7 @@ class Bundle:
     Attributes:
         folder: where it lies, links resolved.
         manifest: the content of ``bundle.json``.
-        tokenizer: its tokenizer with the student's limits.
+        tokenizer: its tokenizer with the student's limits; that of a student which writes does not cut texts.
     """
 
     folder: Path
@@ -233,6 +233,7 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
             pad_id=entry.pad_id,
             pad_type_id=entry.pad_type_id,
             padding_side=entry.padding_side,
+            truncates=manifest.writing is None and manifest.summarizing is None,
         )
     except BundleError as error:
         raise BundleError(f"{folder}, {entry.file.path}: {error}") from None

@@ -5,11 +5,13 @@ from __future__ import annotations
 from ..errors import BundleError
 from ..runtimes.encoder_decoder_contract import EncoderDecoderOptions, EncoderDecoderSession
 from ..runtimes.registry import open_encoder_decoder
+from ..runtimes.spare_memory import release_freed
 from .bundle import TOKENIZER_LIMIT, Bundle
 from .bundle_files import read_verified
 from .manifest import ArtifactEntry, SummarizingEntry
 from .student import StudentInfo
 from .summarizer import Summarizer
+from .text_codec import TextCodec
 
 
 def open_summarizer(bundle: Bundle, artifact: ArtifactEntry, options: EncoderDecoderOptions) -> Summarizer:
@@ -25,12 +27,15 @@ def open_summarizer(bundle: Bundle, artifact: ArtifactEntry, options: EncoderDec
     summarizing = manifest.summarizing
     if summarizing is None:
         raise ValueError("open_summarizer was given a bundle that does not summarise")
+    # Before the engine takes memory: see open_writer.
+    codec = TextCodec(read_verified(bundle.folder, manifest.tokenizer.file, TOKENIZER_LIMIT), bundle.tokenizer)
+    release_freed()
     session = open_encoder_decoder(artifact.runtime, bundle.artifact_path(artifact), options)
     try:
         _check_sizes(session, summarizing, options, f"{bundle.folder}, {artifact.files[0].path}")
         return Summarizer(
             session,
-            read_verified(bundle.folder, manifest.tokenizer.file, TOKENIZER_LIMIT),
+            codec,
             start_tokens=summarizing.start_ids,
             end_tokens=summarizing.end_ids,
             prefix=summarizing.prefix,

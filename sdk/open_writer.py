@@ -6,12 +6,14 @@ from pathlib import Path
 
 from ..runtimes.decoder_contract import DecoderOptions
 from ..runtimes.registry import open_decoder
+from ..runtimes.spare_memory import release_freed
 from .bundle import TOKENIZER_LIMIT, Bundle
 from .bundle_files import read_verified
 from .manifest import ArtifactEntry, WritingEntry
 from .prefix_cache import PrefixCache
 from .sampling import Sampling
 from .student import StudentInfo
+from .text_codec import TextCodec
 from .writer import Writer
 
 
@@ -30,6 +32,9 @@ def open_writer(bundle: Bundle, artifact: ArtifactEntry, options: DecoderOptions
     writing = manifest.writing
     if writing is None:
         raise ValueError("open_writer was given a bundle that does not write")
+    # Reading a large vocabulary takes as much again for a moment, which should not come on top of the engine's memory.
+    codec = TextCodec(read_verified(bundle.folder, manifest.tokenizer.file, TOKENIZER_LIMIT), bundle.tokenizer)
+    release_freed()
     session = open_decoder(artifact.runtime, bundle.artifact_path(artifact), options)
     try:
         prefixes = None
@@ -40,7 +45,7 @@ def open_writer(bundle: Bundle, artifact: ArtifactEntry, options: DecoderOptions
             prefixes = PrefixCache(prefix_dir, identity)
         return Writer(
             session,
-            read_verified(bundle.folder, manifest.tokenizer.file, TOKENIZER_LIMIT),
+            codec,
             end_tokens=writing.end_ids,
             defaults=default_sampling(writing),
             chat_template=writing.chat_template,

@@ -21,6 +21,7 @@ import msgspec
 import tokenizers
 
 from ..errors import BundleError, InputError
+from .tokenizer import Tokenizer
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -47,16 +48,20 @@ class TextCodec:
 
     Args:
         content: bytes of the ``tokenizer.json``. Truncation and padding set in it are not used.
+        shared: the same content read already, not truncating: its vocabulary is then not held a second time.
 
     Raises:
         BundleError: it cannot be read, or its decoder is of a kind that is not known.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, shared: Tokenizer | None = None) -> None:
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-            self._tokenizer.no_padding()
-            self._tokenizer.no_truncation()
+            if shared is not None and not shared.truncates:
+                self._tokenizer = shared.library
+            else:
+                self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+                self._tokenizer.no_padding()
+                self._tokenizer.no_truncation()
             read = msgspec.json.decode(content, type=_TokenizerFile)
         except BaseException as error:  # noqa: BLE001 (a panic of the library's Rust code is no Exception)
             raise _refusal(error, "the tokenizer cannot be read") from None

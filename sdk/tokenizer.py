@@ -83,6 +83,7 @@ class Tokenizer:
         pad_id: token id that fills up.
         pad_type_id: token type of the filling.
         padding_side: where it goes.
+        truncates: whether longer texts are cut; False for a student whose prompts are never cut here.
 
     Raises:
         BundleError: the content is not a tokenizer, cannot encode, or leaves no room for a token in ``max_tokens``.
@@ -96,13 +97,17 @@ class Tokenizer:
         pad_id: int,
         pad_type_id: int = 0,
         padding_side: Literal["left", "right"] = "right",
+        truncates: bool = True,
     ) -> None:
         self.max_tokens, self.pad_id, self.pad_type_id = max_tokens, pad_id, pad_type_id
-        self.padding_side = padding_side
+        self.padding_side, self.truncates = padding_side, truncates
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
             self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(max_tokens)
+            if truncates:
+                self._tokenizer.enable_truncation(max_tokens)
+            else:
+                self._tokenizer.no_truncation()
         except BaseException as error:  # noqa: BLE001 (a panic of the library's Rust code is no Exception)
             raise _refusal(error, f"the tokenizer cannot be read ({error})") from None
         special = self._tokenizer.num_special_tokens_to_add(False)
@@ -114,12 +119,17 @@ class Tokenizer:
         self._encode([_PROBE, ""], offsets=True)
 
     @property
+    def library(self) -> Any:
+        """The library's own tokenizer, for reading alone: a vocabulary takes tens of megabytes, so it is shared."""
+        return self._tokenizer
+
+    @property
     def vocabulary_size(self) -> int:
         """Number of tokens, added ones included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def tokenize(self, texts: Sequence[str], *, offsets: bool = False) -> list[TokenizedText]:
-        """Split texts into at most ``max_tokens`` tokens each; with ``offsets`` their places and words too.
+        """Split texts into tokens, at most ``max_tokens`` each where it truncates; with ``offsets`` places and words.
 
         An empty text gives its special tokens; where a tokenizer has none, one padding token.
         A lone surrogate counts as U+FFFD.
@@ -172,10 +182,9 @@ class Tokenizer:
             raise _refusal(error, f"the tokenizer cannot encode a text ({error})") from None
         return [self._tokenized(encoding, text, offsets) for encoding, text in zip(encodings, texts, strict=True)]
 
-    @staticmethod
-    def _head(text: str, characters: int) -> str:
-        """The text up to the first blank past ``characters``: bounds memory, and splits no word."""
-        if len(text) <= characters:
+    def _head(self, text: str, characters: int) -> str:
+        """The text, where it will be cut up to the first blank past ``characters``: bounds memory, splits no word."""
+        if len(text) <= characters or not self.truncates:
             return text
         found = _CUT.search(text, characters)
         return text[: found.start()] if found else text

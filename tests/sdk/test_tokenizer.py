@@ -35,6 +35,12 @@ def test_left_padding(tokenizer_json: bytes) -> None:
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
     assert batch.offsets.shape == (2, 4, 0)
 
+def test_no_truncation_where_it_is_turned_off(tokenizer_json: bytes) -> None:
+    text = "kernel driver " * 500
+    (found,) = make(tokenizer_json, max_tokens=4, truncates=False).tokenize([text])
+    assert len(found.ids) == 1002
+    assert not found.truncated
+
 
 def test_truncation_keeps_special_tokens(tokenizer_json: bytes) -> None:
     batch = make(tokenizer_json, max_tokens=4).encode(["kernel driver", "kernel driver game"])

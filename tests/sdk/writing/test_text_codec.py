@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from edgescribe.errors import BundleError, InputError
 from edgescribe.sdk.text_codec import TextCodec, TextStream, token_bytes_of
+from edgescribe.sdk.tokenizer import Tokenizer as StudentTokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
@@ -127,3 +128,20 @@ def test_unknown_decoders_and_damaged_files_are_refused(byte_level_json: bytes) 
     wrong["decoder"] = {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}
     with pytest.raises(BundleError, match="CTC"):
         TextCodec(json.dumps(wrong).encode())
+
+
+def test_a_tokenizer_that_was_read_already_is_shared(byte_level_json: bytes, codec: TextCodec) -> None:
+    text = "a text far longer than a few tokens, é中😀 and all"
+    whole = StudentTokenizer(byte_level_json, max_tokens=4, pad_id=0, truncates=False)
+    shared = TextCodec(byte_level_json, whole)
+    assert shared._tokenizer is whole.library
+    assert shared.encode(text) == codec.encode(text)
+    assert shared.decode(shared.encode(text)) == text
+    assert shared.specials == codec.specials
+
+
+def test_a_tokenizer_that_cuts_texts_is_not_shared(byte_level_json: bytes, codec: TextCodec) -> None:
+    cutting = StudentTokenizer(byte_level_json, max_tokens=4, pad_id=0)
+    text = "a text far longer than a few tokens"
+    assert TextCodec(byte_level_json, cutting).encode(text) == codec.encode(text)
+    assert cutting.encode([text]).input_ids.shape == (1, 4)
