@@ -24,9 +24,7 @@ from torch import nn
 
 from .anatomy import Shape, Task
 from .torch_graph import Recording
-
-UNLIKELY = -1e4
-"""The logit of what a teacher has no token for."""
+from .vocabulary_losses import vocabulary_losses
 
 UNLABELLED = -100
 """Label of a text or token that has none."""
@@ -112,11 +110,14 @@ class Distillation(nn.Module):
         """
         key = "embedding" if self.task == "embed" else "logits"
         total = outputs[key].new_zeros(())
-        if labels is not None and self.weights.labels > 0 and self.task != "embed" and bool((labels >= 0).any()):
+        if self.task in ("generate", "summarize"):
+            seen = None if teacher_outputs is None else teacher_outputs[key]
+            total = total + self._of_vocabulary(outputs[key], seen, mask, labels, places)
+        elif labels is not None and self.weights.labels > 0 and self.task != "embed" and bool((labels >= 0).any()):
             flat = outputs[key].reshape(-1, outputs[key].shape[-1])
             loss = functional.cross_entropy(flat, labels.reshape(-1), ignore_index=UNLABELLED)
             total = total + self.weights.labels * loss
-        if teacher_outputs is not None and self.weights.soft > 0:
+        if teacher_outputs is not None and self.weights.soft > 0 and self.task not in ("generate", "summarize"):
             total = total + self.weights.soft * self._soft(outputs[key], teacher_outputs[key], mask, places)
         if recording is not None and teacher_recording is not None and places is not None:
             if self.weights.hidden > 0:
@@ -127,6 +128,31 @@ class Distillation(nn.Module):
                 total = total + self.weights.attention * self._attention(recording, teacher_recording, mask, places)
         return total
 
+    def _of_vocabulary(
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor | None,
+        mask: torch.Tensor,
+        labels: torch.Tensor | None,
+        places: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The losses of a writer's or summariser's tokens, from logits ``[B, T, V]``."""
+        rows = None
+        if teacher is not None:
+            length = torch.arange(teacher.shape[0])[:, None] * teacher.shape[1]
+            rows = length + (torch.arange(student.shape[1])[None] if places is None else places)
+            rows = torch.where(mask.bool(), rows, -1).reshape(-1)
+        return vocabulary_losses(
+            student.flatten(0, 1),
+            labels=None if labels is None else labels.reshape(-1).long(),
+            label_weight=self.weights.labels,
+            teacher=None if teacher is None else teacher.flatten(0, 1),
+            teacher_weight=self.weights.soft,
+            rows=rows,
+            columns=self.teacher_rows,
+            temperature=self.weights.temperature,
+        )
+
     def _soft(
         self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, places: torch.Tensor | None
     ) -> torch.Tensor:
@@ -135,13 +161,10 @@ class Distillation(nn.Module):
                 return (1 - (student * teacher).sum(-1)).mean()
             # Widths differ: the texts of a batch shall be as near to each other as the teacher has them.
             return functional.mse_loss(student @ student.T, teacher @ teacher.T) * student.shape[0]
-        if self.task in ("tag", "generate", "summarize"):
+        if self.task == "tag":
             kept = mask.bool()
             teacher = teacher if places is None else _at(teacher, places)
             student, teacher = student[kept], teacher[kept]
-        if self.teacher_rows is not None:
-            known = self.teacher_rows >= 0
-            teacher = teacher[:, self.teacher_rows.clamp(min=0)].masked_fill(~known, UNLIKELY)
         heat = self.weights.temperature
         divergence = functional.kl_div(
             functional.log_softmax(student / heat, -1),

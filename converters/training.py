@@ -30,6 +30,7 @@ from transformers import get_cosine_schedule_with_warmup
 from ..errors import InputError
 from .distillation import Distillation, DistillationWeights
 from .fake_quantize import StaticQuantizer
+from .kept_memory import memory_kept
 from .output_errors import output_errors
 from .torch_graph import Recording, TorchGraph
 from .training_data import Batch, Example, batch_orders, collate
@@ -194,6 +195,7 @@ def _denormals_flushed() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
+@memory_kept()
 @_denormals_flushed()
 def train(
     graph: TorchGraph,
@@ -257,6 +259,8 @@ def train(
         teacher.eval()
 
     guide = teacher.student if teacher is not None else None
+    # What prepare() wraps a model in makes float32 of all logits; where there are no processes to talk to, go without.
+    forward = graph.run if shares == 1 else model
 
     def loss_of(batch: Batch) -> torch.Tensor:
         recording = Recording() if looks_inside else None
@@ -265,7 +269,7 @@ def train(
             if teacher is not None and batch.teacher_feeds is not None:
                 with torch.no_grad():
                     seen = teacher.run(batch.teacher_feeds, shown)
-            outputs = model(batch.feeds, recording)
+            outputs = forward(batch.feeds, recording)
         mask, source_mask = batch.feeds["attention_mask"], batch.feeds.get("source_mask")
         loss: torch.Tensor = losses_model(
             outputs, mask, batch.labels, recording, seen, shown, batch.places, source_mask
