@@ -177,7 +177,8 @@ class OnnxRuntimeEncoderDecoders:
             # Hundreds of rows are multiplied as fast by weights as they lie in the file, which then stay there.
             reader.add_session_config_entry("session.disable_prepacking", "1")
         if products_saturate():
-            reader.add_session_config_entry("session.x64quantprecision", "1")
+            for each in (reader, target) if file.target.precision == "w8a8-static" else (reader,):
+                each.add_session_config_entry("session.x64quantprecision", "1")
         pages = MappedPages()
         with pages.taken(data_file(artifact)):
             readers = [open_engine_session(module, each(artifact), reader) for each in (source_file, kept_file)]

@@ -17,12 +17,12 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from ...errors import BundleError, UsageError
+from ...errors import UsageError
 from ..anatomy import Anatomy, Shape, Task
-from ..quantized_weights import Grid, QuantizedWeights, SiteGrids
+from ..quantized_weights import QuantizedWeights, SiteGrids
 from .litert_flatbuffer import FlatbufferFile, write_atomically
 from .litert_graph import LiteRtGraph
-from .litert_reading import agree, operator_code, read_model, telling_of_damage, tensor_data
+from .litert_reading import add_site, agree, operator_code, read_model, site_of, telling_of_damage, tensor_data
 
 BUCKETS = (32, 64, 128, 256)
 """Numbers of tokens for which a file holds a signature unless others are asked for."""
@@ -129,10 +129,7 @@ def _contents(path: Path, model: Any) -> LiteRtContents:
                 scales = np.asarray(tensors[1].quantization.scale, np.float32)
                 agree(path, contents.matrices, name, (tensor_data(model, tensors[1]), scales))
                 if tensors[0].type == schema.TensorType.INT8:
-                    site = _site(tensors[-1].name.decode())
-                    grids = SiteGrids(_grid(tensors[0]), _grid(tensors[-1]))
-                    if contents.sites.setdefault(site, grids) != grids:
-                        raise BundleError(f"{path} has two activation grids for {site!r}: export it anew")
+                    add_site(path, contents.sites, tensors[0], tensors[-1])
             elif f"{name}/scales" in named and tensors[0].type == schema.TensorType.INT8:
                 scales = tensor_data(model, named[f"{name}/scales"]).reshape(-1)
                 agree(path, contents.tables, name, (tensor_data(model, tensors[0]), scales))
@@ -165,7 +162,7 @@ def kernel_report(path: Path) -> list[LinearKernel]:
             operands = (dtypes[x], dtypes[weight], dtypes[result])
             key = signature.signatureKey.decode()
             taken_over = weight in taken and "FULLY_CONNECTED" not in left
-            report.append(LinearKernel(key, _site(names[result]), names[weight], operands, taken_over))
+            report.append(LinearKernel(key, site_of(names[result]), names[weight], operands, taken_over))
     return report
 
 
@@ -212,12 +209,3 @@ def _with_first(path: Path, subgraph: int) -> bytes:
     builder = flatbuffers.Builder(path.stat().st_size + 65536)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
-
-
-def _grid(tensor: Any) -> Grid:
-    return Grid(float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0]))
-
-
-def _site(name: str) -> str:
-    """The site of a tensor named ``<site>/output``, or ``<site>/output#2`` for a later call."""
-    return name.rpartition("/output")[0]

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from ...errors import UsageError
 from ...runtimes.litert_decoder_file import room_for
 from ..anatomy import Anatomy, Shape
-from ..quantized_weights import QuantizedWeights
+from ..quantized_weights import QuantizedWeights, SiteGrids
 from .litert_decoder_graph import LiteRtDecoderGraph
 from .litert_flatbuffer import FlatbufferFile, write_atomically
-from .litert_reading import agree, operator_code, read_model, telling_of_damage, tensor_data
+from .litert_reading import add_site, agree, operator_code, read_model, telling_of_damage, tensor_data
 
 CHUNKS = (128, 8, 1)
 """Numbers of tokens for which a file holds a signature unless others are asked for."""
@@ -43,11 +43,12 @@ class LiteRtDecoderContents:
     """What a file holds: integers and scales of each quantised linear layer and table, by name.
 
     ``rows``: int8 ``[out, in]`` with scales ``[out]``; ``blocks``: int4 as int8 ``[out, in / 32, 32]`` with scales
-    ``[out, in / 32]``.
+    ``[out, in / 32]``; ``sites``: activation grids by site, empty unless the file is static.
     """
 
     rows: dict[str, Numbers] = field(default_factory=dict)
     blocks: dict[str, Numbers] = field(default_factory=dict)
+    sites: dict[str, SiteGrids] = field(default_factory=dict)
 
 
 def export_litert_decoder(
@@ -81,7 +82,7 @@ def export_litert_decoder(
 
 
 def read_back(path: Path) -> LiteRtDecoderContents:
-    """The integers and scales that a file of ``export_litert_decoder`` holds; its signatures are found to agree.
+    """The integers, scales and grids that a file of ``export_litert_decoder`` holds; its signatures are found to agree.
 
     Raises:
         BundleError: the file is not a readable .tflite, or its signatures hold different numbers.
@@ -104,6 +105,9 @@ def read_back(path: Path) -> LiteRtDecoderContents:
                     integers = integers.reshape(*scales.shape, -1)
                 for name, start, stop in _parts(weight.name.decode(), len(scales)):
                     agree(path, held, name, (integers[start:stop], scales[start:stop]))
+                entering, leaving = (graph.tensors[part[0]] for part in (operator.inputs, operator.outputs))
+                if entering.type == schema.TensorType.INT8:
+                    add_site(path, contents.sites, entering, leaving)
     return contents
 
 

@@ -143,8 +143,12 @@ class LiteRtLayers:
             return self._weights.blocks[name]
         return self._find("linear layer", self._weights.matrices, name)
 
+    def _joint(self, names: tuple[str, ...]) -> tuple[Weight, str]:
+        """Layers as one, and its name."""
+        return self._once(("joined", names), lambda: _joined({each: self._matrix(each) for each in names}))
+
     def _product(self, x: Value, names: tuple[str, ...], site: str, relu: bool = False) -> int:
-        matrix, name = self._once(("joined", names), lambda: _joined({each: self._matrix(each) for each in names}))
+        matrix, name = self._joint(names)
         weights = self._once(("weights", name), lambda: self._constant(name, matrix))
         bias = -1 if matrix.bias is None else self._ops.real(f"{name}/bias", matrix.bias)
         return self._ops.fully_connected(self._real(x), weights, bias, f"{site}/output", relu=relu)

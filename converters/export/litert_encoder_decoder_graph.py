@@ -18,7 +18,8 @@ from ..decoder_graph import Attention
 from ..encoder_decoder_graph import RelativeBias
 from ..quantized_weights import QuantizedWeights
 from .litert_decoder_graph import LiteRtDecoderGraph
-from .litert_decoder_layers import LiteRtLayers, Value
+from .litert_decoder_layers import Value
+from .litert_encoder_decoder_static import StaticLayers
 from .litert_flatbuffer import FlatbufferFile
 
 SOURCE_TOKENS, SOURCE_POSITIONS, SOURCE_MASK = "source_tokens", "source_positions", "source_mask"
@@ -30,7 +31,7 @@ PARTS = (4, 3, 2, 1)
 far the largest of what is computed, are there at once."""
 
 
-class LiteRtSourceGraph(LiteRtLayers):
+class LiteRtSourceGraph(StaticLayers):
     """Writes the program that reads a source, for batch 1; the operators of EncoderDecoderBuilder's ``encode``.
 
     Args:
@@ -87,7 +88,7 @@ class LiteRtSourceGraph(LiteRtLayers):
         self._outputs[f"source_value_{layer}"] = self._tokens_last(value, heads)
 
 
-class LiteRtTargetGraph(LiteRtDecoderGraph):
+class LiteRtTargetGraph(StaticLayers, LiteRtDecoderGraph):
     """Writes the program that appends tokens of the target; the operators of EncoderDecoderBuilder's ``decode``.
 
     Args:

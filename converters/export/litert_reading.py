@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...errors import BundleError
 from ...runtimes.tflite_file import check_tflite
+from ..quantized_weights import Grid, SiteGrids
 from .litert_flatbuffer import DTYPES
 
 
@@ -54,6 +55,27 @@ def tensor_data(model: Any, tensor: Any) -> NDArray[Any]:
         integers = np.stack([flat << np.uint8(4), flat & np.uint8(240)], 1).view(np.int8) >> 4
         return integers.reshape(tensor.shape)
     return flat.view(DTYPES[tensor.type]).reshape(tensor.shape)
+
+
+def site_of(name: str) -> str:
+    """The site of a tensor named ``<site>/output``, or ``<site>/output#2`` for a later call."""
+    return name.rpartition("/output")[0]
+
+
+def add_site(path: Path, sites: dict[str, SiteGrids], entering: Any, leaving: Any) -> None:
+    """Add the grids of the int8 tensors that enter and leave a site, which the second is named after.
+
+    Raises:
+        BundleError: the site has other grids in ``sites``.
+    """
+    site = site_of(leaving.name.decode())
+    grids = SiteGrids(_grid(entering), _grid(leaving))
+    if sites.setdefault(site, grids) != grids:
+        raise BundleError(f"{path} has two activation grids for {site!r}: export it anew")
+
+
+def _grid(tensor: Any) -> Grid:
+    return Grid(float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0]))
 
 
 def agree(

@@ -6,8 +6,8 @@ The graph is :class:`~edgescribe.converters.export.onnx_decoder_graph.OnnxDecode
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from ...errors import BundleError, OutputError, UsageError
 from ...runtimes.decoder_contract import DecoderOptions
 from ...runtimes.onnxruntime_decoder import DECODER
 from ..anatomy import Anatomy, Shape
-from ..quantized_weights import BLOCK, QuantizedWeights
+from ..quantized_weights import BLOCK, Grid, QuantizedWeights, SiteGrids
 from .onnx_decoder_data import constant_arrays
 from .onnx_decoder_graph import CacheScales, OnnxDecoderGraph
 from .onnx_decoder_products import unpack_int4, unpack_int8
 
-LINEAR_OPERATORS = ("MatMulNBits", "MatMulIntegerToFloat", "FusedMatMul", "MatMul", "Gemm")
+LINEAR_OPERATORS = ("MatMulNBits", "MatMulIntegerToFloat", "QGemm", "FusedMatMul", "MatMul", "Gemm")
 KIND = "edgescribe decoder 1"
 
 
@@ -37,11 +37,13 @@ class OnnxDecoderContents:
         rows: integers int8 ``[out, in]`` and scales float32 ``[out]`` of each int8 linear layer and table, by name.
         blocks: integers int8 ``[out, in / 32, 32]`` and scales float32 ``[out, in / 32]`` of each int4 one, by name.
         properties: what the file says of itself.
+        sites: activation grids by site; empty unless the file is static.
     """
 
     rows: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
     blocks: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
     properties: dict[str, str]
+    sites: dict[str, SiteGrids] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class DecoderKernel:
     @property
     def is_integer(self) -> bool:
         """Whether it multiplies integers."""
-        return self.kernel in ("MatMulNBits", "MatMulIntegerToFloat")
+        return self.kernel in ("MatMulNBits", "MatMulIntegerToFloat", "QGemm")
 
 
 def export_onnx_decoder(
@@ -166,10 +168,31 @@ def read_into(contents: OnnxDecoderContents, path: Path) -> None:
         elif node.op_type == "GatherBlockQuantized":
             _take(contents, [stored], [len(constants[stored])], constants, stored, int(said["width"]))
         elif node.op_type == "MatMulIntegerToFloat":
-            ends = np.cumsum([int(size) for size in said["rows"].split(",")])[:-1]
-            across, scales = constants[node.input[1]], constants[node.input[3]]
-            parts = zip(stored.split("|"), np.split(across.T, ends), np.split(scales, ends), strict=True)
-            contents.rows.update({name: (np.ascontiguousarray(rows), scale) for name, rows, scale in parts})
+            _take_rows(contents, stored, said["rows"], constants[node.input[1]].T, constants[node.input[3]])
+        elif node.op_type == "QGemm":
+            whole = constants[node.input[3]]
+            rows = whole if _attribute(node, "transB") else whole.T
+            _take_rows(contents, stored, said["rows"], rows, constants[node.input[4]])
+            grids = SiteGrids(*(_grid(constants, node.input[at : at + 2]) for at in (1, 7)))
+            if contents.sites.setdefault(node.name.partition(":")[0], grids) != grids:
+                raise BundleError(f"{path.name} has two activation grids for {node.name!r}: export it anew")
+        elif node.op_type == "Gather" and node.name.startswith("rows:") and f"{stored}.scales" in constants:
+            contents.rows[stored] = np.array(constants[stored]), np.array(constants[f"{stored}.scales"])
+
+
+def _take_rows(
+    contents: OnnxDecoderContents, stored: str, sizes: str, rows: NDArray[Any], scales: NDArray[np.float32]
+) -> None:
+    """Layers that lie one below the other in ``rows``, each so high as ``sizes`` has it."""
+    ends = np.cumsum([int(size) for size in sizes.split(",")])[:-1]
+    parts = zip(stored.split("|"), np.split(rows, ends), np.split(scales, ends), strict=True)
+    contents.rows.update({name: (np.ascontiguousarray(part), scale) for name, part, scale in parts})
+
+
+def _grid(constants: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Grid:
+    """The grid whose scale and uint8 zero point have these names."""
+    scale, zero_point = (constants[name].item() for name in names)
+    return Grid(scale, zero_point - 128)
 
 
 def _take(
@@ -215,7 +238,7 @@ def kernel_report(path: Path) -> list[DecoderKernel]:
 def _bits(node: onnx.NodeProto) -> int:
     if node.op_type == "MatMulNBits":
         return _attribute(node, "bits")
-    return 8 if node.op_type == "MatMulIntegerToFloat" else 32
+    return 8 if node.op_type in ("MatMulIntegerToFloat", "QGemm") else 32
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:

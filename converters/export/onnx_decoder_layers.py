@@ -90,7 +90,9 @@ class OnnxLayers:
     def linear(self, x: Hidden, weight: str, site: str, activation: ActivationKind | None = None) -> str:
         """See DecoderBuilder."""
         name = self.products.product(self.real(x), (weight,), site)
-        return name if activation is None else self._activation(name, activation)
+        if activation is None or (activation == "relu" and self.products.rectifies(site)):
+            return name
+        return self._activation(name, activation)
 
     def linears(self, x: Hidden, weights: tuple[str, ...], site: str) -> tuple[Hidden, ...]:
         """See DecoderBuilder."""

@@ -65,6 +65,10 @@ class DecoderProducts:
         found = [self.matrix(name) for name in names]
         return len({(type(matrix), _sizes(matrix)[1]) for matrix in found}) == 1
 
+    def rectifies(self, site: str) -> bool:
+        """Whether a site's product is never below nought, so that a ReLU behind it does nothing."""
+        return False
+
     def product(self, x: str, names: tuple[str, ...], site: str) -> str:
         """``x @ Wᵀ + b`` for linear layers that can join, side by side."""
         matrices = [self.matrix(name) for name in names]

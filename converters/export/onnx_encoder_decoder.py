@@ -78,7 +78,7 @@ def export_onnx_encoder_decoder(
 
 
 def read_back(path: Path) -> OnnxDecoderContents:
-    """The integers and scales that an artifact of :func:`export_onnx_encoder_decoder` holds, of all graphs.
+    """The integers, scales and grids that an artifact of :func:`export_onnx_encoder_decoder` holds, of all graphs.
 
     Raises:
         BundleError: a file is not a readable ONNX model, or is missing.

@@ -21,7 +21,9 @@ from ..encoder_decoder_graph import RelativeBias
 from ..quantized_weights import QuantizedWeights
 from .onnx_decoder_data import ExternalNodeWriter
 from .onnx_decoder_layers import Hidden, OnnxLayers
+from .onnx_decoder_products import DecoderProducts
 from .onnx_encoder_decoder_products import SourceProducts
+from .onnx_encoder_decoder_static import StaticProducts
 
 STATES = "states"
 
@@ -43,7 +45,7 @@ class OnnxSourceGraph(OnnxLayers):
     def __init__(self, weights: QuantizedWeights) -> None:
         self.reading = ExternalNodeWriter()
         self.keeping = ExternalNodeWriter(self.reading)
-        super().__init__(weights, self.reading, SourceProducts(weights, self.reading))
+        super().__init__(weights, self.reading, _products(weights, self.reading))
         self.kept_heads = (0, 0)
         self._encoder = self.products
         self._states: str | None = None
@@ -80,7 +82,7 @@ class OnnxSourceGraph(OnnxLayers):
             shape: list[str | int] = [1, "source", "hidden"]
             self.reading.declare_output(STATES, x, shape)
             self.keeping.declare_input(STATES, TensorProto.FLOAT, shape)
-            self.writer, self.products = self.keeping, SourceProducts(self.weights, self.keeping)
+            self.writer, self.products = self.keeping, _products(self.weights, self.keeping)
             self._states = x
         if x != self._states:
             raise StudentError("layers of the decoder keep another thing of the source than what leaves the encoder")
@@ -137,6 +139,13 @@ class OnnxSourceGraph(OnnxLayers):
             flat = node("Reshape", [rows, node("Concat", [integers(1, heads), tokens, integers(-1)], axis=0)])
             self._biases[relative] = node("Slice", [flat, integers(0), tokens, integers(3)])
         return self._biases[relative]
+
+
+def _products(weights: QuantizedWeights, writer: ExternalNodeWriter) -> DecoderProducts:
+    """What writes the linear layers of one of the graphs."""
+    if weights.precision == "w8a8-static":
+        return StaticProducts(weights, writer, across=True)
+    return SourceProducts(weights, writer)
 
 
 def strips_of(table: NDArray[np.float32], relative: RelativeBias) -> tuple[int, NDArray[np.float32]]:

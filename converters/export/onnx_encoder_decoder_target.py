@@ -19,6 +19,7 @@ from ..quantized_weights import QuantizedWeights
 from .onnx_decoder_data import ExternalNodeWriter
 from .onnx_decoder_graph import OnnxDecoderGraph
 from .onnx_decoder_layers import Hidden
+from .onnx_encoder_decoder_static import StaticProducts
 from .onnx_nodes import CONTRIB
 
 
@@ -33,6 +34,8 @@ class OnnxTargetGraph(OnnxDecoderGraph):
 
     def __init__(self, weights: QuantizedWeights, context: int, beside: ExternalNodeWriter) -> None:
         super().__init__(weights, context, beside=beside)
+        if weights.precision == "w8a8-static":
+            self.products = StaticProducts(weights, self.writer, across=False)
         self._biases: dict[RelativeBias, str] = {}
 
     def cross_attention(self, query: Hidden, layer: int, attention: Attention) -> str:

@@ -11,7 +11,6 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 
 from ...errors import BundleError, OutputError
 from ..anatomy import Anatomy, Shape, Task
-from ..quantized_weights import Grid, QuantizedWeights, SiteGrids
+from ..quantized_weights import QuantizedWeights, SiteGrids
 from .openvino_graph import OpenVinoGraph
+from .openvino_products import sites_of
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,13 @@ def read_back(path: Path) -> OpenVinoContents:
     Raises:
         BundleError: the file is not a readable OpenVINO model.
     """
-    constants: dict[str, NDArray[Any]] = {}
-    lows: dict[str, int] = {}
-    for node in _read(path).get_ops():
-        name = node.get_friendly_name()
-        if node.get_type_name() == "Constant" and ":" in name:
-            constants[name] = np.array(node.data, copy=True)
-        elif node.get_type_name() == "Clamp" and "@" not in name:
-            lows[name] = round(node.get_attributes()["min"])
-    contents = OpenVinoContents({}, {}, {})
+    model = _read(path)
+    constants = {
+        node.get_friendly_name(): np.array(node.data, copy=True)
+        for node in model.get_ops()
+        if node.get_type_name() == "Constant" and ":" in node.get_friendly_name()
+    }
+    contents = OpenVinoContents({}, {}, sites_of(model))
     for label, integers in constants.items():
         kind, _, name = label.partition(":")
         if integers.dtype != np.int8:
@@ -117,12 +115,6 @@ def read_back(path: Path) -> OpenVinoContents:
             contents.tables[name] = (integers, constants[f"table scales:{name}"].reshape(-1))
         elif kind == "weight":
             contents.matrices[name] = (integers, constants[f"scales:{name}"].reshape(-1))
-    for label, low in lows.items():
-        site = label.removeprefix("output:")
-        zero = round(constants[f"zero point:input:{site}"].item())
-        entering = Grid(constants[f"scale:input:{site}"].item(), zero - 128)
-        leaving = Grid(constants[f"scale:output:{site}"].item(), -128 - low)
-        contents.sites[site] = SiteGrids(entering, leaving)
     return contents
 
 

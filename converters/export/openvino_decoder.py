@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from ...errors import BundleError, OutputError, UsageError
 from ..anatomy import Anatomy, Shape
-from ..quantized_weights import QuantizedWeights
+from ..quantized_weights import QuantizedWeights, SiteGrids
 from .openvino_decoder_graph import OpenVinoDecoderGraph
 from .openvino_decoder_products import unpack_int4
+from .openvino_products import sites_of
 
 KIND = "edgescribe decoder 1"
 INTEGERS = ("i4", "u4", "i8", "u8")
@@ -34,11 +35,13 @@ class OpenVinoDecoderContents:
         rows: integers int8 ``[out, in]`` and scales float32 ``[out]`` of each int8 linear layer and table, by name.
         blocks: integers int8 ``[out, in / 32, 32]`` and scales float32 ``[out, in / 32]`` of each int4 one, by name.
         properties: what the file says of itself.
+        sites: activation grids by site; empty unless the file is static.
     """
 
     rows: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
     blocks: dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
     properties: dict[str, str]
+    sites: dict[str, SiteGrids] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def contents_of(model: ov.Model, path: Path) -> OpenVinoDecoderContents:
     constants = {
         node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"
     }
-    contents = OpenVinoDecoderContents({}, {}, properties)
+    contents = OpenVinoDecoderContents({}, {}, properties, sites_of(model))
     for label, sizes in heights.items():
         stored = constants[f"weight:{label}"]
         kind = stored.get_element_type().to_string()
@@ -173,7 +176,8 @@ def kernels_of(model: ov.Model) -> list[DecoderKernel]:
         info = node.get_rt_info()
         kind = str(info["layerType"].astype(str))
         layers = str(info["originalLayersNames"].astype(str)).split(",")
-        sites = [layer.removeprefix("linear:").split("/")[0] for layer in layers if layer.startswith("linear:")]
+        # Where a product takes in the rounding of what leaves it, its own name may be gone.
+        sites = [found[1] for found in (re.match(r"(?:linear|output):([^/]*)", layer) for layer in layers) if found]
         if kind == "FullyConnected" or (kind == "MatMul" and sites):
             weight = node.input_value(1).get_element_type().to_string()
             kernel = str(info["primitiveType"].astype(str))

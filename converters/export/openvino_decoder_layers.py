@@ -76,7 +76,9 @@ class OpenVinoDecoderLayers:
     def linear(self, x: Node, weight: str, site: str, activation: ActivationKind | None = None) -> Node:
         """See DecoderBuilder."""
         y = self._products.product(x, (weight,), site)
-        return y if activation is None else activation_of(y, activation)
+        if activation is None or (activation == "relu" and self._products.rectifies(site)):
+            return y
+        return activation_of(y, activation)
 
     def linears(self, x: Node, weights: tuple[str, ...], site: str) -> tuple[Node, ...]:
         """See DecoderBuilder."""

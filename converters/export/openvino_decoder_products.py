@@ -77,6 +77,10 @@ class DecoderProducts:
         found = [self.matrix(name) for name in names]
         return len({(type(matrix), _sizes(matrix)[1]) for matrix in found}) == 1
 
+    def rectifies(self, site: str) -> bool:
+        """Whether a site's product is never below nought, so that a ReLU behind it does nothing."""
+        return False
+
     def product(self, x: Node, names: tuple[str, ...], site: str) -> Node:
         """``x @ Wᵀ + b`` for linear layers that can join, side by side."""
         call = self._call(f"linear:{site}")

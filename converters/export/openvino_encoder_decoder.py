@@ -96,7 +96,7 @@ def export_openvino_encoder_decoder(
 
 
 def read_back(path: Path) -> OpenVinoDecoderContents:
-    """The integers and scales that an artifact of :func:`export_openvino_encoder_decoder` holds, of both programs.
+    """The integers, scales and grids that an artifact of :func:`export_openvino_encoder_decoder` holds.
 
     Raises:
         BundleError: a file is not a readable OpenVINO model of an encoder-decoder, or the two hold other numbers for
@@ -105,6 +105,7 @@ def read_back(path: Path) -> OpenVinoDecoderContents:
     writing, reading = (contents_of(model, path) for model in _models(path))
     _add(writing.rows, reading.rows, path)
     _add(writing.blocks, reading.blocks, path)
+    writing.sites.update(reading.sites)
     return writing
 
 

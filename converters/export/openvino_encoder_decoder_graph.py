@@ -24,7 +24,9 @@ from ..decoder_graph import Attention
 from ..encoder_decoder_graph import RelativeBias
 from ..quantized_weights import QuantizedWeights
 from .openvino_decoder_graph import HIDDEN_SCORE, OpenVinoDecoderGraph
+from .openvino_decoder_products import DecoderProducts
 from .openvino_encoder_decoder_products import SourceProducts
+from .openvino_encoder_decoder_static import StaticProducts
 from .openvino_nodes import Node, integers, join_heads, number, split_heads, width_of
 
 
@@ -41,7 +43,10 @@ class OpenVinoEncoderDecoderGraph(OpenVinoDecoderGraph):
     """
 
     def __init__(self, weights: QuantizedWeights, context: int, reads: bool) -> None:
-        super().__init__(weights, context, SourceProducts(weights) if reads else None)
+        products: DecoderProducts | None = SourceProducts(weights) if reads else None
+        if weights.precision == "w8a8-static":
+            products = StaticProducts(weights)
+        super().__init__(weights, context, products)
         self._vectors = weights.vectors
         self._biases: dict[RelativeBias | None, Node] = {}
         self._source_places: Node | None = None

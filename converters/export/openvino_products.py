@@ -23,10 +23,11 @@ Names that :mod:`~edgescribe.converters.export.openvino` reads back: constants `
 from __future__ import annotations
 
 import numpy as np
+import openvino as ov
 import openvino.opset13 as ops
 
 from ...errors import StudentError
-from ..quantized_weights import FloatMatrix, Grid, QuantizedMatrix, QuantizedWeights, bias_integers
+from ..quantized_weights import FloatMatrix, Grid, QuantizedMatrix, QuantizedWeights, SiteGrids, bias_integers
 from .openvino_nodes import NamedConstants, Node, integers, number
 
 
@@ -67,12 +68,12 @@ class Products:
         grids = self._weights.sites.get(site)
         if grids is None:
             raise StudentError(f"site {site!r} has no activation grids: {name!r} cannot be static int8; calibrate it")
-        y = ops.matmul(self._entering(x, grids.input, site), weight, False, True, name=call)
+        y = ops.matmul(self.entering(x, grids.input, site), weight, False, True, name=call)
         if matrix.bias is not None:
             unit = matrix.scales.astype(np.float64) * float(grids.input.scale)
             bias = (bias_integers(matrix, grids.input) * unit).astype(np.float32)
             y = ops.add(y, self._constants.get(f"bias:{name}:{site}", bias), name=f"{call}/bias")
-        return self._leaving(y, grids.output, site)
+        return self.leaving(y, grids.output, site)
 
     def rectifies(self, name: str, site: str) -> bool:
         """Whether the product's rounding to its output grid leaves nothing below nought: it then is a ReLU too."""
@@ -99,7 +100,7 @@ class Products:
             return y
         return ops.add(y, self._constants.get(f"bias:{name}", matrix.bias.astype(np.float32)), name=f"{call}/bias")
 
-    def _entering(self, x: Node, grid: Grid, site: str) -> Node:
+    def entering(self, x: Node, grid: Grid, site: str) -> Node:
         """``x`` on its int8 grid, written as u8 (zero point + 128)."""
         key = (id(x), site)
         if key not in self._entered:
@@ -113,7 +114,8 @@ class Products:
             self._entered[key] = (x, y)
         return self._entered[key][1]
 
-    def _leaving(self, y: Node, grid: Grid, site: str) -> Node:
+    def leaving(self, y: Node, grid: Grid, site: str) -> Node:
+        """``y``, which leaves ``site``, rounded to its int8 grid, in float32."""
         scale = self._constants.get(f"scale:output:{site}", np.asarray(grid.scale, np.float32))
         steps = ops.round(ops.divide(y, scale), "half_to_even")
         low, high = float(-128 - grid.zero_point), float(127 - grid.zero_point)
@@ -131,3 +133,26 @@ class Products:
             shifted = ops.subtract(ops.convert(ops.convert(codes, "u8"), "f32"), number(128))
             self._steps[id(x)] = (x, ops.multiply(shifted, number(1 / 127)), largest)
         return self._steps[id(x)][1:]
+
+
+def sites_of(model: ov.Model) -> dict[str, SiteGrids]:
+    """The activation grids that a model holds, by site.
+
+    Raises:
+        KeyError: a grid is there in part.
+    """
+    constants: dict[str, float] = {}
+    lows: dict[str, int] = {}
+    for node in model.get_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() == "Constant" and name.startswith(("scale:", "zero point:")):
+            constants[name] = np.asarray(node.data).item()
+        elif node.get_type_name() == "Clamp" and name.startswith("output:") and "@" not in name:
+            lows[name.removeprefix("output:")] = round(node.get_attributes()["min"])
+    return {
+        site: SiteGrids(
+            Grid(constants[f"scale:input:{site}"], round(constants[f"zero point:input:{site}"]) - 128),
+            Grid(constants[f"scale:output:{site}"], -128 - low),
+        )
+        for site, low in lows.items()
+    }
