@@ -43,6 +43,8 @@ def recover_writer(
 ) -> Recovered:
     """Train a writer as the recipe says: first in float where it was ``changed``, then on the grid.
 
+    With the precision ``fp32`` there is no grid, and all epochs are in float: so a student is taught its domain first.
+
     Arguments and errors are as of :func:`~edgescribe.converters.recover.recover`.
     """
     teacher_graph = graph_of(teacher).eval()
@@ -76,11 +78,15 @@ def recover_writer(
         phases.append((name, result))
         return result.graph
 
-    if changed and recipe.float_epochs > 0 and settings.epochs > 0:
-        graph = run("float", "recovering in float", graph_of(student), recipe.float_epochs)
+    on_grid = recipe.precision != "fp32"
+    float_epochs = recipe.float_epochs if changed and settings.epochs > 0 else 0
+    if not on_grid:
+        float_epochs = settings.epochs
+    if float_epochs > 0:
+        graph = run("float", "recovering in float" if changed else "training in float", graph_of(student), float_epochs)
         student = student.with_state(graph.state())
     graph = graph_of(student, recipe.precision)
-    if recipe.precision != "fp32":
+    if on_grid:
         if isinstance(graph, TorchDecoder):
             search_blocks(graph, examples, part_of(on_advance, "searching the grid"))
         if settings.epochs > 0:

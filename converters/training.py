@@ -253,6 +253,7 @@ def train(
     elif resume:
         raise InputError("there is no folder of checkpoints to resume from; name one")
     looks_inside = teacher is not None and settings.losses.looks_inside
+    is_taught = teacher is not None and (settings.losses.soft > 0 or looks_inside)
     started = saved = time.monotonic()
     first = counters.step
     if teacher is not None:
@@ -266,7 +267,7 @@ def train(
         recording = Recording() if looks_inside else None
         seen, shown = None, Recording() if looks_inside else None
         with accelerator.autocast():
-            if teacher is not None and batch.teacher_feeds is not None:
+            if is_taught and teacher is not None and batch.teacher_feeds is not None:
                 with torch.no_grad():
                     seen = teacher.run(batch.teacher_feeds, shown)
             outputs = forward(batch.feeds, recording)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import edgescribe
 import pytest
+import transformers
 from edgescribe.converters.checkpoint import load_graph
 from edgescribe.converters.conversion_request import read_request
 from edgescribe.converters.cost import estimate_cost
@@ -126,6 +128,24 @@ def test_stages_alone_come_to_a_bundle_too(
     found = edgescribe.evaluate(bundle.folder, texts["evaluation"], effort=BRIEF)
     assert found.stages[0].metrics is not None
     assert 0 < found.stages[0].metrics.values()["cross_entropy"] < 20
+
+
+def test_a_domain_is_taught_in_float_from_texts_alone(student: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    domain = read_recipe("writer-domain")
+    recipe = replace(domain, training=replace(domain.training, learning_rate=3e-3), train_tokens=48)
+    taught = edgescribe.recover_checkpoint(
+        student, teacher=student, task="generate", train=texts["train"], validation=texts["evaluation"], recipe=recipe,
+        out=tmp_path / "taught",
+    )  # fmt: skip
+    assert taught.precision == "fp32"
+    assert [curve.name for curve in taught.training] == ["float"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(taught.folder)
+    ids = tokenizer(json.loads(texts["evaluation"].read_text().splitlines()[0])["text"], return_tensors="pt").input_ids
+    before, after = (
+        float(transformers.AutoModelForCausalLM.from_pretrained(path)(ids, labels=ids).loss)
+        for path in (student, taught.folder)
+    )
+    assert after < before - 0.5
 
 
 def test_an_interrupted_conversion_is_taken_up(student: Path, texts: dict[str, Path], tmp_path: Path) -> None:
