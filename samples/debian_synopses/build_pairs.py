@@ -133,15 +133,18 @@ def split(pairs: list[Pair]) -> dict[str, list[Pair]]:
     return splits
 
 
-def more_pairs(lists: Path, newer: Path, splits: dict[str, list[Pair]]) -> list[Pair]:
-    """What trains beside the split that trains, in an order drawn by the packages' names."""
+def more_pairs(here: list[Pair], newer: list[Pair], splits: dict[str, list[Pair]]) -> list[Pair]:
+    """What trains beside the split that trains, in an order drawn by the packages' names.
+
+    ``here`` and ``newer``: the suite's and the later release's pairs by the wider rules; of the later one's, packages
+    that are new in it.
+    """
     strict = [pair for pairs in splits.values() for pair in pairs]
     held_out = splits["validation"] + splits["test"]
-    here = read_pairs(lists, wide=True)
     known = {pair.package for pair in strict}
     others = [pair for pair in here if pair.package not in known]
     known |= {pair.package for pair in here}
-    others += [pair for pair in read_pairs(newer, wide=True) if pair.package not in known]
+    others += [pair for pair in newer if pair.package not in known]
     group = archive.grouped(strict + others)
     closed = {group[pair.package] for pair in held_out}
     seen = {(archive.normalised(pair.text), archive.normalised(pair.summary)) for pair in strict}
@@ -189,7 +192,7 @@ def main() -> None:
         archive.fetch_lists(newer, options.mirror or archive.system_mirror(), options.newer)
 
     splits = split(read_pairs(lists))
-    splits["more"] = more_pairs(lists, newer, splits)
+    splits["more"] = more_pairs(read_pairs(lists, wide=True), read_pairs(newer, wide=True), splits)
     files = {name: json_lines(pairs) for name, pairs in splits.items()}
     shipped = {name: data for name, data in files.items() if name != "more"}
     shipped["train"] = json_lines(splits["train"][:SHIPPED_TRAIN])

@@ -53,7 +53,8 @@ def test_provenance_names_the_same_figures(figures: dict[str, Any]) -> None:
     page = (FOLDER / "PROVENANCE.md").read_text()
     for count in (*figures["rows"].values(), *figures["shipped_rows"].values(), sum(figures["rows"].values())):
         assert f"{count:,}" in page
-    assert figures["release"]["version"] in page
+    for release in ("release", "newer_release"):
+        assert figures[release]["version"] in page
 
 
 def test_no_text_nor_package_stands_in_two_splits(rows: dict[str, list[dict[str, str]]]) -> None:
@@ -163,3 +164,30 @@ def test_near_copies_are_dropped(build: Any) -> None:
     near = pair(build, "near", f"{begin} and sorts what comes in by rules of the admin", "near")
     far = pair(build, "far", f"{begin} and draws pictures of what a network of hosts looks like", "far")
     assert build.apart([near, far], held_out) == [far]
+
+
+def test_wider_rules_take_what_the_others_leave_out(build: Any) -> None:
+    for synopsis, body in (("sorted by the town", BODY), ("viewer for postcards", "Shows postcards in rows, one by one.")):
+        assert build.make_pair("postcards", "postcards", "graphics", f"{synopsis}\n{body}") is None
+        assert build.make_pair("postcards", "postcards", "graphics", f"{synopsis}\n{body}", wide=True) is not None
+    for section, synopsis in (("rust", "viewer for postcards"), ("graphics", "transitional dummy package")):
+        assert build.make_pair("postcards", "postcards", section, f"{synopsis}\n{BODY}", wide=True) is None
+
+
+def test_what_only_trains_is_apart_from_what_is_held_out(build: Any) -> None:
+    begin = "a server for mail that filters"
+    held = pair(build, "held", f"{begin} and sorts what comes in by rules of its user", "mailer")
+    trains = pair(build, "trains", "draws the weather of the week as seen from one town", "weather")
+    splits = {"train": [trains], "validation": [], "test": [held]}
+    sibling = pair(build, "sibling", "small things around letters", "mailer")
+    near = pair(build, "near", f"{begin} and sorts what comes in by rules of the admin", "near")
+    again = pair(build, "again", trains.text, "again")
+    again = build.Pair(**{**again.__dict__, "summary": trains.summary})
+    far = pair(build, "far", "plays a game of cards against up to three others", "cards")
+    renewed = pair(build, "held", "an entirely new text of the same package", "mailer")
+    new = pair(build, "new", "counts birds that come to a garden", "birds")
+    assert build.more_pairs([held, sibling, near, again, far], [renewed, new], splits) == build.more_pairs(
+        [far, again, near, sibling, held], [new, renewed], splits
+    )
+    found = build.more_pairs([held, sibling, near, again, far], [renewed, new], splits)
+    assert {one.package for one in found} == {"far", "new"}
