@@ -167,7 +167,8 @@ def test_near_copies_are_dropped(build: Any) -> None:
 
 
 def test_wider_rules_take_what_the_others_leave_out(build: Any) -> None:
-    for synopsis, body in (("sorted by the town", BODY), ("viewer for postcards", "Shows postcards in rows, one by one.")):
+    short = "Shows postcards in a row, one by one."
+    for synopsis, body in (("sorted by the town", BODY), ("viewer for postcards", short)):
         assert build.make_pair("postcards", "postcards", "graphics", f"{synopsis}\n{body}") is None
         assert build.make_pair("postcards", "postcards", "graphics", f"{synopsis}\n{body}", wide=True) is not None
     for section, synopsis in (("rust", "viewer for postcards"), ("graphics", "transitional dummy package")):
