@@ -88,6 +88,12 @@ class CheckedEncoderDecoder(CheckedDecoder):
         self._check_read()
         return super()._checked(tokens)
 
+    def _checked_token(self, token: int) -> int:
+        if not self._source_length:
+            self._check_open()
+            self._check_read()
+        return super()._checked_token(token)
+
     def _check_read(self) -> None:
         if not self._source_length:
             raise InputError("no source was read yet; read one before writing about it")

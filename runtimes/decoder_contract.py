@@ -118,8 +118,12 @@ class DecoderSession(Protocol):
         """Append tokens, in chunks as suits the engine; the last one's logits ``[V]``."""
         ...
 
-    def step(self, token: int) -> NDArray[np.float32]:
-        """Append one token; its logits ``[V]``."""
+    def step(self, token: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Append one token; its logits ``[V]``, perhaps in ``out`` (float32 ``[V]``), where that is given.
+
+        A row of a large vocabulary is memory that the system hands out anew each time, page by page: who takes many
+        steps, and is through with each row before the next, saves that by giving the same array.
+        """
         ...
 
     def verify(self, tokens: Tokens) -> NDArray[np.float32]:

@@ -61,6 +61,9 @@ class OnDecoderModel(CheckedDecoder):
             return results[0]
         return np.concatenate([np.zeros((0, self.vocabulary), np.float32), *results])
 
+    def _step(self, token: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        return self._model.step(self._caches, token, self._length, out)
+
     def _read_cache(self) -> dict[str, NDArray[np.generic]]:
         return self._model.read(self._caches, self._length)
 

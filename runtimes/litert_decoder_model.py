@@ -36,6 +36,9 @@ back it would grow to twice its content."""
 SPARE_DISK = 32 << 20
 """Bytes of disk that writing packed weights leaves free, at least."""
 
+_ALIGNMENT, _READ_BEYOND = 64, 128
+"""Bytes: where memory that the engine is given must begin, and how far its kernels may read behind the end."""
+
 HIDDEN = np.float32(-1e9)
 """Added to the scores of what a token must not see: its exponential is exactly 0 in float32."""
 
@@ -54,13 +57,26 @@ class Caches:
     def __init__(self) -> None:
         self.room = 0
         self.buffers: dict[str, Any] = {}
+        self._arguments: dict[Signature, Arguments] = {}
 
     def bound(self) -> dict[str, Any]:
         """The buffers that a run reads and writes."""
         return self.buffers
 
+    def arguments(self, signature: Signature) -> Arguments:
+        """What a signature is called with, put together once for many steps."""
+        found = self._arguments.get(signature)
+        if found is None or found.made_for is not signature.results:
+            found = self._arguments[signature] = signature.arguments(self.bound())
+        return found
+
+    def changed(self) -> None:
+        """To be called where a buffer is put in another's place."""
+        self._arguments.clear()
+
     def free(self) -> None:
         """Give the memory back."""
+        self.changed()
         for buffer in self.buffers.values():
             buffer.destroy()
         self.buffers.clear()
@@ -166,41 +182,62 @@ class DecoderModel:
             try:
                 signature = self._signatures[size]
                 self._make_room(caches, signature, start, size)
-                feeds = self._feeds(tokens[:taken], start, size, caches.room)
-                signature.run(caches.bound(), feeds)
+                self._feed(signature, tokens[:taken], start, size, caches.room)
+                signature.run(caches.arguments(signature))
                 return taken, self._logits(signature, size, taken, wanted)
             except (RuntimeError, ValueError) as error:
                 raise self._failed("failed to run", error) from error
 
-    def _feeds(self, tokens: NDArray[np.int32], start: int, size: int, room: int) -> dict[str, NDArray[Any]]:
-        positions = np.arange(start, start + size, dtype=np.int32)
-        filling = size - len(tokens)
-        # Row t of the mask is what a token at start + t sees: it begins t elements earlier.
-        mask = np.lib.stride_tricks.as_strided(self._visible[self._most - 1 - start :], (size, room), (-4, 4))
-        return {
-            "tokens": np.concatenate([tokens, np.zeros(filling, np.int32)]) if filling else tokens,
-            "positions": np.minimum(positions, self.file.context - 1) if filling else positions,
-            "mask": mask,
-            "key_start": np.array([0, 0, start, 0], np.int32),
-            "value_start": np.array([0, 0, 0, start], np.int32),
-            "last": np.array([len(tokens) - 1], np.int32),
-        }
+    def step(self, caches: Caches, token: int, start: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Append one token behind ``start`` others; its logits ``[V]``, in ``out`` where that is given.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        with self._lock:
+            try:
+                signature = self._signatures[1]
+                self._make_room(caches, signature, start, 1)
+                self._feed(signature, (token,), start, 1, caches.room)
+                signature.run(caches.arguments(signature))
+            except (RuntimeError, ValueError) as error:
+                raise self._failed("failed to run", error) from error
+            logits: NDArray[np.float32] = signature.results["logits"][0]
+            if out is None:
+                return logits.copy()
+            out[:] = logits
+            return out
+
+    def _feed(
+        self, signature: Signature, tokens: NDArray[np.int32] | tuple[int, ...], start: int, size: int, room: int
+    ) -> None:
+        fed, count = signature.fed, len(tokens)
+        fed["tokens"][:count] = tokens
+        fed["key_start"][2] = fed["value_start"][3] = start
+        fed["tokens"][count:] = 0
+        if "positions" in fed:
+            fed["positions"][:] = start if size == 1 else np.arange(start, start + size)
+            fed["positions"][count:] = 0  # what fills up may stand beyond the context
+        if "last" in fed:
+            fed["last"][0] = count - 1
+        if signature.takes("mask"):
+            signature.write("mask", windows(self._visible[self._most - 1 - start :], size, room))
 
     def _logits(self, signature: Signature, size: int, count: int, wanted: int) -> NDArray[np.float32] | None:
         """Of a run of ``count`` tokens and filling: the logits of the last ``wanted``."""
         if not wanted:
             return None
         rows = 1 if size in self.file.last_only else count
-        logits: NDArray[np.float32] = signature.results["logits"].read(rows * self.file.vocabulary, np.float32)
-        logits = logits.reshape(rows, self.file.vocabulary)
-        return logits if wanted == rows else logits[rows - wanted :].copy()
+        return signature.results["logits"][rows - wanted : rows].copy()
 
     def _make_room(self, caches: Caches, signature: Signature, start: int, size: int) -> None:
         """Give the session's caches and the signature the same room, enough for what is to be appended."""
-        room = room_for(start + size)
-        if start or self._sessions > 1:
-            # Sessions that take turns would resize the signatures back and forth: all take the largest room.
-            room = max(room, caches.room, signature.room)
+        room = caches.room
+        if not start or start + size > room or room != signature.room:
+            room = room_for(start + size)
+            if start or self._sessions > 1:
+                # Sessions that take turns would resize the signatures back and forth: all take the largest room.
+                room = max(room, caches.room, signature.room)
         self._fit(caches, signature, size, room)
         if room != caches.room:
             self._replace(caches, signature, lambda name: self._read(caches, name, min(start, caches.room)))
@@ -218,6 +255,7 @@ class DecoderModel:
         One after the other, so that little is held twice. What the mask hides must be finite.
         """
         freed = 0
+        caches.changed()
         for name, shape in self.file.cache_shapes(signature.room).items():
             array = content(name)
             whole = np.zeros(shape, np.float32)
@@ -263,13 +301,26 @@ class DecoderModel:
             self._replace(caches, signature, arrays.__getitem__)
 
 
+class Arguments:
+    """What a signature is called with: buffers in the order of its inputs and outputs.
+
+    Attributes:
+        made_for: the signature's ``results`` at that time, which are others once it was resized.
+    """
+
+    def __init__(self, inputs: list[Any], outputs: list[Any], made_for: object) -> None:
+        self.inputs, self.outputs, self.made_for = inputs, outputs, made_for
+
+
 class Signature:
     """A signature with buffers for its small inputs and its results.
 
-    ``kept``: the inputs and outputs that are bound to a session's buffers instead.
+    Those of one axis and the results are memory of ours that the engine reads and writes, so that nothing needs to be
+    handed over. ``kept``: the inputs and outputs that are bound to a session's buffers instead.
 
     Attributes:
-        results: the buffers of the other outputs.
+        fed: int32 arrays that a run reads, by name: the inputs of one axis.
+        results: float32 arrays that a run writes, by name; whoever keeps one copies it.
         room: of the caches that it works on.
         source_room: of the source that it works on, where there is one.
     """
@@ -281,7 +332,9 @@ class Signature:
         self._kept = kept
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._small: dict[str, Any] = {}
-        self.results: dict[str, Any] = {}
+        self._written: dict[str, Any] = {}
+        self.fed: dict[str, NDArray[np.int32]] = {}
+        self.results: dict[str, NDArray[np.float32]] = {}
         self.room = self.source_room = 0
 
     def new_buffer(self, name: str) -> Any:
@@ -294,20 +347,54 @@ class Signature:
             if name in self._inputs and self._shapes.get(name) != shape:
                 self._compiled.resize_input_tensor_by_name(self._key, name, shape, strict=False)
                 self._shapes[name] = shape
-        self._small = {name: self.new_buffer(name) for name in self._inputs if name not in self._kept}
-        self.results = {
-            name: self._compiled.create_output_buffer_by_name(self._key, name)
-            for name in self._outputs
-            if name not in self._kept
-        }
+        self._small, self.fed = {}, {}
+        for name in self._inputs:
+            if name not in self._kept:
+                buffer = self.new_buffer(name)
+                self._small[name] = buffer
+                if len(buffer.get_tensor_details()["shape"]) == 1:
+                    self.fed[name], self._small[name] = memory_for(buffer, np.int32)
+        self._written, self.results = {}, {}
+        for name in self._outputs:
+            if name not in self._kept:
+                buffer = self._compiled.create_output_buffer_by_name(self._key, name)
+                self.results[name], self._written[name] = memory_for(buffer, np.float32)
 
-    def run(self, bound: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> None:
-        """Run on a session's buffers and what the small inputs are fed."""
-        for name, buffer in self._small.items():
-            buffer.write(feeds[name])
+    def takes(self, name: str) -> bool:
+        """Whether it has a small input of this name."""
+        return name in self._small
+
+    def write(self, name: str, values: NDArray[Any]) -> None:
+        """Hand a small input over that is not one of ``fed``."""
+        self._small[name].write(values)
+
+    def arguments(self, bound: Mapping[str, Any]) -> Arguments:
+        """What a run on a session's buffers is called with, until it is resized."""
         inputs = [bound.get(name) or self._small[name] for name in self._inputs]
-        outputs = [bound.get(name) or self.results[name] for name in self._outputs]
-        self._compiled.run_by_index(self._index, inputs, outputs)
+        outputs = [bound.get(name) or self._written[name] for name in self._outputs]
+        return Arguments(inputs, outputs, self.results)
+
+    def run(self, arguments: Arguments) -> None:
+        """Run on what was fed and written."""
+        self._compiled.run_by_index(self._index, arguments.inputs, arguments.outputs)
+
+
+def memory_for(buffer: Any, dtype: type[np.generic]) -> tuple[NDArray[Any], Any]:
+    """Memory of ours in place of an engine's buffer, which is freed: as an array, and as the engine's buffer on it."""
+    shape = tuple(buffer.get_tensor_details()["shape"])
+    count = math.prod(shape)
+    held = np.zeros(count + (_ALIGNMENT + _READ_BEYOND) // 4, dtype)
+    begin = -held.ctypes.data % _ALIGNMENT // 4
+    array = held[begin : begin + count]
+    of_ours = type(buffer).create_from_host_memory(array)
+    buffer.destroy()
+    return array.reshape(shape), of_ours
+
+
+def windows(line: NDArray[Any], size: int, room: int) -> NDArray[Any]:
+    """Rows of ``room`` elements of 4 bytes: row t is what a token sees that stands t places behind the first one, and
+    begins t elements before ``line``, which is part of a longer one."""
+    return line[:room] if size == 1 else np.lib.stride_tricks.as_strided(line, (size, room), (-4, 4))
 
 
 def kept(name: str, length: int) -> tuple[slice, ...]:

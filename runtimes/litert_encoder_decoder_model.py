@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .engine_messages import without_info_lines
 from .litert_decoder_file import ROOM_STEP, room_for
-from .litert_decoder_model import HIDDEN, IN_MEMORY, UNRELATED, Caches, DecoderModel, Signature
+from .litert_decoder_model import HIDDEN, IN_MEMORY, UNRELATED, Caches, DecoderModel, Signature, windows
 from .litert_encoder_decoder_file import EncoderDecoderFile
 from .spare_memory import mapped_at, release_freed, release_pages
 
@@ -50,6 +50,7 @@ class TargetCaches(Caches):
         if source is self.source:
             return
         before, self.source = self.source, source
+        self.changed()
         if source is not None:
             source.users += 1
         if before is not None:
@@ -130,7 +131,8 @@ class EncoderDecoderModel(DecoderModel):
                 mask = np.zeros(room, np.float32)
                 mask[count:] = HIDDEN
                 source.buffers["source_mask"].write(mask)
-                encoder.run(source.buffers, self._source_feeds(tokens, room))
+                self._feed_source(encoder, tokens, room)
+                encoder.run(encoder.arguments(source.buffers))
                 self._change_halves()
             except (RuntimeError, ValueError) as error:
                 caches.share(None)
@@ -145,21 +147,27 @@ class EncoderDecoderModel(DecoderModel):
         release_freed()
         signature = self._signatures[1]
         self._resize(signature, 1, signature.room or ROOM_STEP, room)
+        caches.changed()
         caches.source = Source(room, {name: signature.new_buffer(name) for name in (*self.file.sources, "source_mask")})
         return caches.source
 
-    def _source_feeds(self, tokens: NDArray[np.int32], room: int) -> dict[str, NDArray[Any]]:
+    def _feed_source(self, encoder: Signature, tokens: NDArray[np.int32], room: int) -> None:
         count, context = len(tokens), self.file.source_context
         places = np.arange(room, dtype=np.int32)
         # Row i of the offsets is what a token at i sees: it begins i elements earlier.
         line = np.clip(np.arange(1 - room, room, dtype=np.int32) + context - 1, 0, 2 * context - 2)
         offsets = np.lib.stride_tricks.as_strided(line[room - 1 :], (room, room), (-4, 4)).copy()
         offsets[:, count:] = 2 * context - 1
-        return {
+        feeds = {
             "source_tokens": np.concatenate([tokens, np.zeros(room - count, np.int32)]),
             "source_positions": np.minimum(places, context - 1),
             "offsets": offsets,
         }
+        for name, array in feeds.items():
+            if name in encoder.fed:
+                encoder.fed[name][:] = array
+            elif encoder.takes(name):
+                encoder.write(name, array)
 
     # The target
     def _fit(self, caches: Caches, signature: Signature, size: int, room: int) -> None:
@@ -181,10 +189,12 @@ class EncoderDecoderModel(DecoderModel):
             )
         signature.room, signature.source_room = room, source_room
 
-    def _feeds(self, tokens: NDArray[np.int32], start: int, size: int, room: int) -> dict[str, NDArray[Any]]:
-        line = self._distances[self._most - 1 - start :]
-        distances = np.lib.stride_tricks.as_strided(line, (size, room), (-4, 4))
-        return {**super()._feeds(tokens, start, size, room), "distances": distances}
+    def _feed(
+        self, signature: Signature, tokens: NDArray[np.int32] | tuple[int, ...], start: int, size: int, room: int
+    ) -> None:
+        super()._feed(signature, tokens, start, size, room)
+        if signature.takes("distances"):
+            signature.write("distances", windows(self._distances[self._most - 1 - start :], size, room))
 
     def take(self, caches: TargetCaches, other: TargetCaches, length: int) -> None:
         """Have a session share another one's source, and copy the first ``length`` tokens of its caches.

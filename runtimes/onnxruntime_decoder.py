@@ -69,9 +69,15 @@ class OnnxRuntimeDecoder(CheckedDecoder):
             trial.close()
 
     def _run(self, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32]:
+        return self._bound.run(tokens, self._length, wanted, self._spares)
+
+    def _step(self, token: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        return self._only(self._bound.run(np.array([token], np.int32), self._length, 1, self._spares, out))
+
+    @property
+    def _spares(self) -> bool:
         # Float products of one row and of several differ, so that a spare row of attention would not help.
-        spare = self._wants_alike and self._file.precision != "fp32"
-        return self._bound.run(tokens, self._length, wanted, spare)
+        return self._wants_alike and self._file.precision != "fp32"
 
     def _read_cache(self) -> dict[str, NDArray[np.generic]]:
         return self._bound.read_cache(self._length)

@@ -97,10 +97,18 @@ class DecoderBinding:
         self._bound[name] = value
         return value
 
-    def run(self, tokens: NDArray[np.int32], length: int, wanted: int, spare: bool) -> NDArray[np.float32]:
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        length: int,
+        wanted: int,
+        spare: bool,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
         """Put tokens behind ``length`` cached ones; logits of the last ``wanted``, ``[wanted, V]``, in an own array.
 
-        ``spare``: have attention compute a row beside a single token's.
+        ``spare``: have attention compute a row beside a single token's. ``out``: float32 ``[V]``, where one token's
+        logits are put instead.
 
         Raises:
             EngineError: the engine failed.
@@ -128,7 +136,11 @@ class DecoderBinding:
             self._weights.session.run_with_iobinding(self._binding)
         except Exception as error:  # the engine's classes share no root of their own
             raise EngineError(f"ONNX Runtime failed while running: {first_line(error)}") from error
-        return self._logits[0, rows - wanted : rows].copy()
+        logits = self._logits[0, rows - wanted : rows]
+        if out is None:
+            return logits.copy()
+        out[:] = logits[0]
+        return out[None]
 
     def read_cache(self, length: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the cache's first ``length`` tokens: ``[K, length, D]`` by name."""

@@ -99,6 +99,10 @@ class OpenVinoDecoder(CheckedDecoder):
     def _run(self, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32]:
         return self._open_cache().run(tokens, self._length, wanted, self._wants_alike)
 
+    def _step(self, token: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        tokens = np.array([token], np.int32)
+        return self._only(self._open_cache().run(tokens, self._length, 1, self._wants_alike, out))
+
     def _read_cache(self) -> dict[str, NDArray[np.generic]]:
         return self._open_cache().read(self._length)
 

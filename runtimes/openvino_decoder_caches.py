@@ -39,10 +39,18 @@ class DecoderCache(ABC):
         self._kept: list[Any] = []
 
     @abstractmethod
-    def run(self, tokens: NDArray[np.int32], start: int, wanted: int, alike: bool) -> NDArray[np.float32]:
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        wanted: int,
+        alike: bool,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
         """Write ``tokens`` behind the first ``start``; the logits ``[wanted, V]`` of the last ones, a copy.
 
-        ``alike``: one token gives the bits that it would give among others, where :attr:`can_be_alike`.
+        ``alike``: one token gives the bits that it would give among others, where :attr:`can_be_alike`. ``out``:
+        float32 ``[V]``, where one token's logits may be put instead.
         """
 
     @abstractmethod
@@ -70,7 +78,8 @@ class DecoderCache(ABC):
     def _infer(self, asked: int) -> NDArray[np.float32]:
         """Run what is bound; the logits ``[asked, V]``, which are the engine's own memory."""
         try:
-            self._request.infer()
+            # Shared: else all results would be copied once more.
+            self._request.infer(share_outputs=True)
         except RuntimeError as error:
             lines = str(error).strip().splitlines() or ["RuntimeError"]
             raise EngineError(f"OpenVINO failed while running: {lines[-1].strip()}") from error
@@ -80,6 +89,14 @@ class DecoderCache(ABC):
                 f"OpenVINO ran and gave {len(logits)} rows of logits instead of {asked}: take another runtime"
             )
         return logits
+
+    @staticmethod
+    def _given(logits: NDArray[np.float32], wanted: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """The last ``wanted`` rows as an array of the caller's own, or the single one in ``out``."""
+        if out is None or wanted != 1:
+            return logits[len(logits) - wanted :].copy()
+        out[:] = logits[-1]
+        return out[None]
 
     def _check(self, arrays: Arrays, length: int, dtype: Any) -> None:
         names = {f"{layer}.{part}" for layer in range(self._file.layers) for part in ("key", "value")}
@@ -127,8 +144,16 @@ class PagedCache(DecoderCache):
         self._of_texts: dict[tuple[int, int], tuple[NDArray[np.int32], NDArray[np.int32], dict[str, Any]]] = {}
         self._of_rows: dict[int, tuple[NDArray[np.int32], NDArray[np.int32], Any, Any]] = {}
         self._of_wanted: dict[int, tuple[NDArray[np.int32], Any]] = {}
+        self._shape: tuple[int, int, int, int] | None = None  # of what is bound
 
-    def run(self, tokens: NDArray[np.int32], start: int, wanted: int, alike: bool) -> NDArray[np.float32]:
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        wanted: int,
+        alike: bool,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
         """See DecoderCache."""
         count = len(tokens)
         apart = alike and wanted == count
@@ -138,18 +163,20 @@ class PagedCache(DecoderCache):
         places[:] = np.minimum(np.arange(start, start + rows), self._last_place)
         wanted_rows, wanted_tensor = self._wanted(asked)
         wanted_rows[:] = np.arange(count - asked, count)
-        texts = count if apart else 1
-        past, span, tensors = self._texts(texts, rows - count if apart else 0)
+        texts, spare = count if apart else 1, rows - count if apart else 0
+        past, span, tensors = self._texts(texts, spare)
         past[:texts] = np.arange(start, start + texts)
         span[-1] = rows
         self._end[()] = start + rows
-        request = self._request
-        for name, tensor in tensors.items():
-            request.set_tensor(name, tensor)
-        request.set_tensor("input_ids", ids_tensor)
-        request.set_tensor("position_ids", places_tensor)
-        request.set_tensor("wanted", wanted_tensor)
-        return self._infer(asked)[asked - wanted :].copy()
+        if (rows, asked, texts, spare) != self._shape:
+            self._shape = None
+            for name, tensor in tensors.items():
+                self._request.set_tensor(name, tensor)
+            self._request.set_tensor("input_ids", ids_tensor)
+            self._request.set_tensor("position_ids", places_tensor)
+            self._request.set_tensor("wanted", wanted_tensor)
+            self._shape = rows, asked, texts, spare
+        return self._given(self._infer(asked), wanted, out)
 
     def _texts(self, texts: int, spare: int) -> tuple[NDArray[np.int32], NDArray[np.int32], dict[str, Any]]:
         """What tells the engine of so many texts, each of which has all blocks but the last, and of spare ones in that:
@@ -217,7 +244,14 @@ class GrowingCache(DecoderCache):
         self._held = 0
         self._bind("beam_idx", np.zeros(1, np.int32))
 
-    def run(self, tokens: NDArray[np.int32], start: int, wanted: int, alike: bool) -> NDArray[np.float32]:
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        wanted: int,
+        alike: bool,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
         """See DecoderCache."""
         if self._held != start:
             self._keep(start)
@@ -227,7 +261,7 @@ class GrowingCache(DecoderCache):
         request.set_tensor("position_ids", tensor(np.arange(start, start + count, dtype=np.int32)[None]))
         request.set_tensor("wanted", tensor(np.arange(count - asked, count, dtype=np.int32)))
         self._held = -1  # until the run has ended well, the variables may hold anything
-        logits = self._infer(asked)[asked - wanted :].copy()
+        logits = self._given(self._infer(asked), wanted, out)
         self._held = start + count
         return logits
 

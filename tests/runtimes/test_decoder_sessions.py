@@ -133,6 +133,38 @@ def test_tokens_one_by_one_give_what_torch_gives(
     assert session.length == 40
 
 
+def test_steps_into_the_same_array_give_what_steps_give(
+    made: tuple[str, Path, TorchDecoder], session: DecoderSession
+) -> None:
+    tokens = [int(token) for token in tokens_of(70)]
+    expected = [session.step(token) for token in tokens]
+    session.rewind(0)
+    kept = expected[0].copy()
+    row = np.empty(VOCABULARY, np.float32)
+    for token, right in zip(tokens, expected, strict=True):
+        found = session.step(token, row)
+        np.testing.assert_array_equal(found, right)
+        found[:] = -np.inf  # a row is the caller's to change
+    np.testing.assert_array_equal(expected[0], kept)
+    for wrong in (np.empty(VOCABULARY - 1, np.float32), np.empty(VOCABULARY, np.float64)):
+        with pytest.raises(InputError, match="do not go into"):
+            session.step(tokens[0], wrong)
+    assert session.length == len(tokens)
+
+
+def test_a_step_takes_any_whole_number_and_refuses_what_is_none(session: DecoderSession) -> None:
+    first = session.step(7)
+    session.rewind(0)
+    np.testing.assert_array_equal(session.step(np.int64(7)), first)  # type: ignore[arg-type]
+    for wrong in (-1, VOCABULARY, 1.5, True, "7", None):
+        with pytest.raises(InputError):
+            session.step(wrong)  # type: ignore[arg-type]
+    assert session.length == 1
+    session.prefill(tokens_of(CONTEXT - 1))
+    with pytest.raises(InputError, match="do not fit"):
+        session.step(7)
+
+
 def test_prefill_in_parts_gives_what_it_gives_at_once(
     made: tuple[str, Path, TorchDecoder], session: DecoderSession
 ) -> None:
