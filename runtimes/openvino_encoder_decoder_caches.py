@@ -12,16 +12,8 @@ from ..errors import EngineError
 from .openvino_decoder_caches import GrowingCache
 from .openvino_encoder_decoder_file import EncoderDecoderFile
 
-# The engine makes kernels for each size that it meets and keeps a thousand of them, of some 0.4 MB each: numbers of
-# rows and places are rounded up to few.
 ROWS = 32
-"""A source is padded to a multiple of so many tokens, or of an eighth of the power of two above."""
-
-PLACES = 128
-"""It is kept in a multiple of so many places, or of a quarter of the power of two above."""
-
-MOST_DOUBLED = 16
-"""Tokens of a run are padded to a power of two up to this, and to a multiple of it."""
+"""A source is padded to a multiple of so many tokens, since the engine keeps kernels for each number of rows."""
 
 
 class Source:
@@ -58,12 +50,10 @@ class Source:
         Raises:
             EngineError: the engine failed.
         """
-        ids = np.zeros((1, rounded(len(tokens), ROWS, 8)), np.int32)
+        ids = np.zeros((1, -(-len(tokens) // ROWS) * ROWS), np.int32)
         ids[0, : len(tokens)] = tokens
         self._request.set_tensor("source_ids", self._module.Tensor(ids))
         self._request.set_tensor("source_length", self._module.Tensor(np.array([len(tokens)], np.int32)))
-        room = np.array([rounded(len(tokens), PLACES, 4)], np.int32)
-        self._request.set_tensor("source_room", self._module.Tensor(room))
         try:
             self._request.infer()
         except RuntimeError as error:
@@ -109,7 +99,7 @@ class TargetCache(GrowingCache):
             first = self.run(tokens[:1], 0, 1, alike)
             return np.concatenate([first, self.run(tokens[1:], 1, wanted - 1, alike)])
         if len(tokens) > 1 or wanted == 0:
-            return self._run_several(tokens, start, wanted, out)
+            return super().run(tokens, start, wanted, alike, out)
         if self._held != start:
             self._keep(start)
         self._id[0, 0], self._place[0, 0] = tokens[0], start
@@ -118,26 +108,6 @@ class TargetCache(GrowingCache):
         self._held = -1
         logits = self._given(self._infer(1), 1, out)
         self._held = start + 1
-        return logits
-
-    def _run_several(
-        self, tokens: NDArray[np.int32], start: int, wanted: int, out: NDArray[np.float32] | None
-    ) -> NDArray[np.float32]:
-        """What padding writes stands behind the tokens, hidden from them, and is cut off before the next run."""
-        count, asked = len(tokens), max(1, wanted)
-        rows = min(rows_of(count), self._file.context - start)
-        ids, places = np.zeros((1, rows), np.int32), np.arange(start, start + rows, dtype=np.int32)
-        ids[0, :count] = tokens
-        last = np.minimum(np.arange(count - asked, count - asked + rows_of(asked), dtype=np.int32), count - 1)
-        if self._held != start:
-            self._keep(start)
-        tensor, request = self._module.Tensor, self._request
-        request.set_tensor("input_ids", tensor(ids))
-        request.set_tensor("position_ids", tensor(places[None]))
-        request.set_tensor("wanted", tensor(last))
-        self._held = -1  # until the run has ended well, the variables may hold anything
-        logits = self._given(self._infer(len(last))[:asked], wanted, out)
-        self._held = start + rows
         return logits
 
     def take(self, other: TargetCache, length: int) -> None:
@@ -151,15 +121,3 @@ class TargetCache(GrowingCache):
         for state in self._request.query_state():
             state.state = theirs[state.name].state
         self._held = length
-
-
-def rounded(count: int, least: int, parts: int) -> int:
-    """``count`` rounded up to a multiple of ``least``, or of so many parts of the power of two above, if that is
-    more."""
-    step = max(least, (1 << (count - 1).bit_length()) // parts)
-    return -(-count // step) * step
-
-
-def rows_of(count: int) -> int:
-    """Rows that so many tokens are run as."""
-    return min(1 << (count - 1).bit_length(), -(-count // MOST_DOUBLED) * MOST_DOUBLED)
