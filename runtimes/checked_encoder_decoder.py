@@ -50,6 +50,10 @@ class CheckedEncoderDecoder(CheckedDecoder):
         self._read(ids)
         self._source_length = len(ids)
 
+    def forget(self) -> None:
+        """Go back to where nothing was read."""
+        self._source_length = self._length = 0
+
     def take(self, other: EncoderDecoderSession) -> None:
         """See EncoderDecoderSession."""
         self._check_open()
@@ -102,7 +106,7 @@ class CheckedEncoderDecoder(CheckedDecoder):
 def check_source_answers(
     session: CheckedEncoderDecoder, answers: tuple[SourceAnswer, ...], artifact: Path
 ) -> None:
-    """Read each answer's source, prefill its prompt and compare logits; the target is empty afterwards.
+    """Read each answer's source, prefill its prompt and compare logits; nothing was read afterwards.
 
     Raises:
         WrongAnswerError: a logit is further off than the tolerance, or not a number.
@@ -111,5 +115,4 @@ def check_source_answers(
         session.read(answer.source)
         got = session.prefill(answer.prompt)[answer.tokens]
         check_logits(got, answer, f"{artifact.name}, known answer {number} of {len(answers)}", session.effective)
-    if answers:
-        session.rewind(0)
+    session.forget()

@@ -119,10 +119,6 @@ class OpenVinoEncoderDecoder(CheckedEncoderDecoder):
             self._source.leave()
         self._source, self._tensors = None, {}
 
-    def forget(self) -> None:
-        """Go back to where nothing was read."""
-        self._source_length = self._length = 0
-
     def _run(self, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32]:
         return self._open()[1].run(tokens, self._length, wanted, self._wants_alike)
 
@@ -187,7 +183,6 @@ class OpenVinoEncoderDecoders:
                 session.read([0])  # the engine packs the weights in its first run
                 session.step(0)
                 check_source_answers(session, tuple(options.source_answers), artifact)
-                session.forget()
             except BaseException:
                 session.close()
                 raise
