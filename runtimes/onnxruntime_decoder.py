@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checked_decoder import CheckedDecoder, check_answers, check_memory, checked_context
+from .code_pages import release_code
 from .contract import Effective
 from .decoder_contract import DecoderMemory, DecoderOptions, DecoderSession
 from .onnxruntime import NAME, engine
@@ -23,11 +25,15 @@ from .onnxruntime_decoder_binding import (
 )
 from .onnxruntime_decoder_engine import check_device, effective_of, engine_options, open_engine_session
 from .onnxruntime_decoder_file import DecoderFile, data_file, read_decoder_file
-from .onnxruntime_decoder_pages import release_read_pages
+from .onnxruntime_decoder_weights import MappedConstants
+from .spare_memory import release_freed
 from .threads import thread_count
 
 ENGINE_BYTES = 60 << 20
 """What Python, numpy and ONNX Runtime 1.31 take on x86-64 Linux with a session of no weights."""
+
+LET_GO_BYTES = 12 << 20 if sys.platform == "linux" else 0
+"""What of that an opened decoder has let go of: the engine's start-up code."""
 
 
 class OnnxRuntimeDecoder(CheckedDecoder):
@@ -69,7 +75,10 @@ class OnnxRuntimeDecoder(CheckedDecoder):
             trial.close()
 
     def _run(self, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32]:
-        return self._bound.run(tokens, self._length, wanted, self._spares)
+        logits = self._bound.run(tokens, self._length, wanted, self._spares)
+        if len(tokens) > MOST_VERIFIED and self._weights.constants is not None:
+            self._weights.constants.release()  # rows of the table, with a stretch of the file around each
+        return logits
 
     def _step(self, token: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
         return self._only(self._bound.run(np.array([token], np.int32), self._length, 1, self._spares, out))
@@ -105,14 +114,23 @@ class OnnxRuntimeDecoders:
         check_memory(_memory(file, context), options.memory_limit, context, artifact)
         module = engine()
         check_device(module, options.device)
-        session = open_engine_session(module, artifact, engine_options(module, threads, options.spinning))
-        release_read_pages(data_file(artifact))
-        decoder = OnnxRuntimeDecoder(SharedWeights(module, session), file, context, effective_of(module, session))
+        settings = engine_options(module, threads, options.spinning)
+        # It would keep a plan of its memory for each length of a chunk, and the memory too.
+        settings.enable_mem_pattern = False
+        constants = MappedConstants(artifact, data_file(artifact))
+        constants.give_to(module, settings)
+        with constants.releasing():
+            session = open_engine_session(module, artifact, settings)
+        release_freed()
+        weights = SharedWeights(module, session, constants=constants)
+        decoder = OnnxRuntimeDecoder(weights, file, context, effective_of(module, session))
         try:
             check_answers(decoder, tuple(options.answers), artifact)
         except BaseException:
             decoder.close()
             raise
+        constants.release()
+        release_code(Path(module.__file__).parent)  # what read the graph and packed the weights
         return decoder
 
     def predicted_memory(self, artifact: Path, context: int | None = None) -> DecoderMemory:
@@ -127,4 +145,5 @@ DECODER = OnnxRuntimeDecoders()
 def _memory(file: DecoderFile, context: int) -> DecoderMemory:
     # The engine's arena keeps up to twice of what the largest chunk's tensors take at a time.
     scratch = 8 * CHUNK * (6 * file.hidden + 3 * file.neurons) + 8 * file.vocabulary
-    return DecoderMemory(file.weight_bytes, (context + SPARE) * file.token_bytes, scratch, ENGINE_BYTES)
+    engine_bytes = ENGINE_BYTES - LET_GO_BYTES
+    return DecoderMemory(file.weight_bytes, (context + SPARE) * file.token_bytes, scratch, engine_bytes)

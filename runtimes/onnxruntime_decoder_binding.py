@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError, InputError
 from .checked_decoder import CheckedDecoder
 from .onnxruntime_decoder_file import DecoderFile
+from .onnxruntime_decoder_weights import MappedConstants
 
 CHUNK = 128
 """Tokens of one run of prefill."""
@@ -34,11 +35,18 @@ class SharedWeights:
     Attributes:
         session: what writes.
         readers: what reads an encoder-decoder's source, one behind the other; none for a decoder.
+        constants: what the sessions read from memory of ours, if they do.
         alike: whether a step gives the bits of a verification on this machine; None while nobody asked.
     """
 
-    def __init__(self, module: Any, session: Any, readers: tuple[Any, ...] = ()) -> None:
-        self.module, self.session, self.readers = module, session, readers
+    def __init__(
+        self,
+        module: Any,
+        session: Any,
+        readers: tuple[Any, ...] = (),
+        constants: MappedConstants | None = None,
+    ) -> None:
+        self.module, self.session, self.readers, self.constants = module, session, readers, constants
         self.alike: bool | None = None
         self._users, self._lock = 0, threading.Lock()
 
@@ -53,6 +61,7 @@ class SharedWeights:
             self._users -= 1
             if not self._users:
                 self.session, self.readers = None, ()
+                self.constants = None
 
 
 class DecoderBinding:

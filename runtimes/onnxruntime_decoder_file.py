@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ..errors import BundleError
 from .artifact_file import check_artifact_file
+from .protobuf_fields import entries
 
 KIND = "edgescribe decoder 1"
-_PROPERTIES, _KEY, _VALUE = 14, 1, 2
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+_PROPERTIES = 14
+"""Field of ModelProto."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_sizes(path: Path, kind: str, what: str, names: tuple[str, ...]) -> tupl
     """
     check_artifact_file(path, ".onnx", "ONNX Runtime")
     try:
-        properties = _properties(path.read_bytes())
+        properties = entries(memoryview(path.read_bytes()), _PROPERTIES)
         if properties.get("kind") != kind:
             raise BundleError(f"{path} is not {what} made by this version of edgescribe: export it anew")
         sizes = {name: int(properties[name]) for name in names}
@@ -86,46 +87,3 @@ def check_data_file(path: Path) -> None:
     data = data_file(path)
     if not data.is_file():
         raise BundleError(f"{data} is missing, which holds the weights of {path.name}; copy the bundle anew")
-
-
-def _properties(content: bytes) -> dict[str, str]:
-    """The model's properties: field 14 of ModelProto, messages of a key and a value."""
-    found = {}
-    for field, value in _fields(memoryview(content)):
-        if field == _PROPERTIES:
-            entry = {number: bytes(text).decode() for number, text in _fields(value)}
-            found[entry[_KEY]] = entry[_VALUE]
-    return found
-
-
-def _fields(message: memoryview) -> list[tuple[int, memoryview]]:
-    """The fields of a protobuf message that hold bytes, by number, in order."""
-    found, at = [], 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind = tag & 7
-        if kind == _BYTES:
-            size, at = _varint(message, at)
-            if size > len(message) - at:
-                raise ValueError(f"a field of {size} bytes reaches behind the end")
-            found.append((tag >> 3, message[at : at + size]))
-            at += size
-        elif kind == _VARINT:
-            _, at = _varint(message, at)
-        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
-            at += 8 if kind == _EIGHT_BYTES else 4
-        else:
-            raise ValueError(f"a field of unknown kind {kind}")
-    return found
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-        if shift > 63:
-            raise ValueError("a number longer than 64 bits")

@@ -15,16 +15,6 @@ _DONT_NEED = 4
 _TAKING = threading.Lock()
 
 
-def release_read_pages(file: Path) -> int:
-    """Let go of a mapped file's pages that lie in this process's memory; how many bytes that were.
-
-    A page that is read again comes back from the file, so nothing is lost; mappings that were written to are left
-    alone. Where the system cannot do that (other than Linux), nothing happens.
-    """
-    found = _regions(file)
-    return sum(resident for start, size, resident in found if resident and _advise()(start, size, _DONT_NEED) == 0)
-
-
 class MappedPages:
     """The mappings of a file that an engine's sessions make; whoever keeps these may let go of the pages at any time.
 

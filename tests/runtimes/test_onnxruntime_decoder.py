@@ -18,7 +18,6 @@ from edgescribe.errors import BundleError, EngineError
 from edgescribe.runtimes.decoder_contract import DecoderOptions
 from edgescribe.runtimes.onnxruntime_decoder import CHUNK, DECODER
 from edgescribe.runtimes.onnxruntime_decoder_file import read_decoder_file
-from edgescribe.runtimes.onnxruntime_decoder_pages import release_read_pages
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,25 +132,6 @@ def test_a_float_artifact_says_that_steps_and_verifications_differ_or_shows_they
     equal = np.array_equal(session.verify([4, 5, 6]), steps)
     assert equal or not alike
     session.close()
-
-
-def test_pages_of_a_mapped_file_are_let_go_of_and_come_back(tmp_path: Path) -> None:
-    path = tmp_path / "numbers.bin"
-    np.arange(1 << 18, dtype=np.int32).tofile(path)
-    mapped = np.memmap(path, np.int32, "r")
-    expected = int(mapped.sum(dtype=np.int64))
-    released = release_read_pages(path)
-    assert released == (mapped.nbytes if sys.platform == "linux" else 0)
-    assert int(mapped.sum(dtype=np.int64)) == expected
-
-
-def test_pages_that_were_written_to_are_kept(tmp_path: Path) -> None:
-    path = tmp_path / "numbers.bin"
-    np.zeros(1 << 14, np.int32).tofile(path)
-    mapped = np.memmap(path, np.int32, "c")
-    mapped[5] = 7
-    assert release_read_pages(path) == 0
-    assert mapped[5] == 7
 
 
 MEASURED = """
