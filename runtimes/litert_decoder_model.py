@@ -309,7 +309,17 @@ class Arguments:
     """
 
     def __init__(self, inputs: list[Any], outputs: list[Any], made_for: object) -> None:
-        self.inputs, self.outputs, self.made_for = inputs, outputs, made_for
+        self.inputs, self.outputs = [Handle(each) for each in inputs], [Handle(each) for each in outputs]
+        self.made_for = made_for
+
+
+class Handle:
+    """What the engine is given of a buffer, read once: its own buffers look at themselves anew at every call."""
+
+    __slots__ = ("capsule",)
+
+    def __init__(self, buffer: Any) -> None:
+        self.capsule = buffer.capsule
 
 
 class Signature:

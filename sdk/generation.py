@@ -179,6 +179,7 @@ class GenerationRun:
 
     def _write(self, logits: NDArray[np.float32]) -> Generator[str, None, None]:
         turn, lookup = self._turn, self._lookup
+        row = np.empty_like(logits)  # of each step, which is through with it before the next
         rows: NDArray[np.float32] = logits[None]
         guess: list[int] = []
         while True:
@@ -202,7 +203,7 @@ class GenerationRun:
                     self._finish = "cancelled"
                     return
                 fed = [self._tokens[-1], *guess]
-                rows = turns.session.verify(fed) if guess else turns.session.step(fed[0])[None]
+                rows = turns.session.verify(fed) if guess else turns.session.step(fed[0], row)[None]
                 turns.tokens.extend(fed)
 
     def _choose(self, rows: NDArray[np.float32], guess: list[int]) -> tuple[str, list[int], int]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class SessionTurns:
         self._condition = threading.Condition()
         self._turn: Turn | None = None
         self._running = self._closed = False
+        self._waiting = 0
         self._touched = 0.0
 
     @property
@@ -68,7 +70,7 @@ class SessionTurns:
         with self._condition:
             self._closed = True
             while self._running:
-                self._condition.wait(_LOOK_EVERY)
+                self._wait()
             self.session.close()
             self._condition.notify_all()
 
@@ -76,11 +78,19 @@ class SessionTurns:
         """Another session on the same weights with a copy of the cache as it is between two runs."""
         with self._condition:
             while self._running and not self._closed:
-                self._condition.wait(_LOOK_EVERY)
+                self._wait()
             self.check_open()
             other = SessionTurns(self.session.fork())
             other.tokens, other.cuts = list(self.tokens), list(self.cuts)
             return other
+
+    def _wait(self) -> None:
+        """Wait for the end of a run, or a little while; the condition is held."""
+        self._waiting += 1
+        try:
+            self._condition.wait(_LOOK_EVERY)
+        finally:
+            self._waiting -= 1
 
     def check_open(self) -> None:
         """Raises UsageError when it was closed."""
@@ -132,31 +142,39 @@ class Turn:
         self._turns, self._cancelled = turns, cancelled
         self._lent: Lent | None = None
 
-    @contextmanager
-    def held(self) -> Iterator[SessionTurns | None]:
+    def held(self) -> Held:
         """The session for one run, waiting for it where another text has it; None when cancelled meanwhile.
 
         Raises:
             UsageError: what owns the session was closed.
         """
-        turns = self._turns
+        return Held(self)
+
+    def enter(self) -> SessionTurns | None:
+        """What :meth:`held` begins with."""
         if not self._take():
-            yield None
-            return
+            return None
+        if self._lent is not None:
+            lent, self._lent = self._lent, None
+            try:
+                self._turns.take_back(lent)
+            except BaseException:
+                self.leave(failed=True)
+                raise
+        return self._turns
+
+    def leave(self, *, failed: bool) -> None:
+        """What it ends with."""
+        turns = self._turns
         try:
-            if self._lent is not None:
-                lent, self._lent = self._lent, None
-                turns.take_back(lent)
-            yield turns
-        except BaseException:
-            if not turns.closed:
+            if failed and not turns.closed:
                 turns.settle()
-            raise
         finally:
             with turns._condition:
                 turns._running = False
                 turns._touched = time.monotonic()
-                turns._condition.notify_all()
+                if turns._waiting:
+                    turns._condition.notify_all()
 
     def release(self) -> None:
         """Give the session up."""
@@ -179,9 +197,29 @@ class Turn:
                 if not turns._running and time.monotonic() - turns._touched >= LEND_AFTER:
                     turns._turn._lend()
                     break
-                turns._condition.wait(_LOOK_EVERY)
+                turns._wait()
             turns._turn, turns._running = self, True
         return True
 
     def _lend(self) -> None:
         self._lent = self._turns.lend()
+
+
+class Held:
+    """A text's hold on the session for one run; a class of its own, since a generator costs each token twice that."""
+
+    __slots__ = ("_holds", "_turn")
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn, self._holds = turn, False
+
+    def __enter__(self) -> SessionTurns | None:
+        turns = self._turn.enter()
+        self._holds = turns is not None
+        return turns
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._holds:
+            self._turn.leave(failed=error is not None)

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from ..runtimes.encoder_decoder_contract import EncoderDecoderSession
 from .session_turns import Lent, SessionTurns
 
-_LOOK_EVERY = 0.05
-
 
 class SourceTurns(SessionTurns):
     """An encoder-decoder's session, handed from text to text.
@@ -53,7 +51,7 @@ class SourceTurns(SessionTurns):
         """Another session on the same weights, with nothing written."""
         with self._condition:
             while self._running and not self._closed:
-                self._condition.wait(_LOOK_EVERY)
+                self._wait()
             self.check_open()
             if not self.session.source_length:
                 self.read([0])  # a session that has read nothing cannot be forked

@@ -138,15 +138,23 @@ class TextStream:
 
     def __init__(self, codec: TextCodec, *, continues: bool = False) -> None:
         self._codec = codec
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._known = codec._known
+        self._begun = b""  # of a character that is not whole yet
         self._first = not continues
 
     def feed(self, token: int) -> str:
         """The characters that are whole with this token; bytes that no character has become U+FFFD."""
-        piece = self._codec.bytes_of(token, first=self._first)
-        if self._first and (piece or token not in self._codec._specials):
-            self._first = False
-        return self._decode(piece)
+        if self._first:
+            piece = self._codec.bytes_of(token, first=True)
+            self._first = not piece and token in self._codec._specials
+        else:
+            known = self._known.get(token)
+            piece = self._codec.bytes_of(token) if known is None else known
+        if self._begun:
+            piece = self._begun + piece
+        text, whole = codecs.utf_8_decode(piece, "replace")
+        self._begun = piece[whole:]
+        return text
 
 
 def token_bytes_of(decoder: dict[str, Any] | None) -> TokenBytes:
