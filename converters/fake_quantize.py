@@ -112,6 +112,18 @@ def fake_quantize_blocks(weight: torch.Tensor, scales: torch.Tensor) -> torch.Te
     return rounded
 
 
+def step_through(x: torch.Tensor, values: int) -> int:
+    """The step at which about so many ``values`` of ``x`` are taken, of every column alike.
+
+    It has no factor in common with the width: a step that has one would visit some columns alone, and those whose
+    values are large, as transformers have them, would be missed.
+    """
+    step = max(1, x.numel() // values)
+    while math.gcd(step, x.shape[-1]) > 1:
+        step += 1
+    return step
+
+
 class _LearnedGrid(torch.autograd.Function):
     """Rounds to an int8 grid; gradients for the values, and for scale and zero point as LSQ+ has them.
 
@@ -125,10 +137,7 @@ class _LearnedGrid(torch.autograd.Function):
         zero = int(torch.clamp(torch.round(zero_point), -128, 127))
         rounded: torch.Tensor
         rounded, inside = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(x, float(scale), zero, -128, 127)
-        # An odd step that does not divide the width visits every column.
-        step = max(1, x.numel() // SAMPLE) | 1
-        if x.shape[-1] % step == 0 and step > 1:
-            step += 2
+        step = step_through(x, SAMPLE)
         ctx.save_for_backward(inside, x.reshape(-1)[::step].clone(), scale)
         ctx.step, ctx.zero, ctx.elements = step, zero, x.numel()
         return rounded
@@ -153,6 +162,10 @@ class StaticQuantizer(nn.Module):
 
     Before :meth:`start` it observes: values pass unchanged and a sample of them is kept.
     With ``rectified`` the tensor is known to be non-negative: its zero point stays at -128.
+
+    Attributes:
+        covers_all: whether the grid is started so that it holds whatever was observed, not the sample with the least
+            error: for logits, of which the few largest tell.
     """
 
     log_scale: nn.Parameter
@@ -169,7 +182,9 @@ class StaticQuantizer(nn.Module):
             torch.full((1,), -128.0 / ZERO_POINT_UNIT if rectified else 0.0), requires_grad=not rectified
         )
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.covers_all = False
         self._is_started: bool | None = None
+        self._range = (0.0, 0.0)
         self._sample: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -188,20 +203,25 @@ class StaticQuantizer(nn.Module):
     @torch.no_grad()
     def _observe(self, x: torch.Tensor) -> None:
         flat = x.detach().float().reshape(-1)
-        stride = max(1, flat.numel() // (SAMPLE // 8))
+        if self.covers_all:
+            self._range = min(self._range[0], float(flat.min())), max(self._range[1], float(flat.max()))
         if sum(part.numel() for part in self._sample) < SAMPLE:
-            self._sample.append(flat[::stride].clone())
+            self._sample.append(flat[:: step_through(x, SAMPLE // 8)].clone())
 
     @torch.no_grad()
     def start(self) -> None:
-        """Set the grid that rounds the observed sample with the least squared error, and round from now on."""
+        """Set the grid that rounds the observed sample with the least squared error, and round from now on.
+
+        With ``covers_all`` it is the narrowest that holds all that was observed.
+        """
         if not self._sample:
             raise RuntimeError("a quantizer saw no values: calibrate before starting it")
         values = torch.cat(self._sample)
-        low = 0.0 if self.rectified else min(float(values.min()), 0.0)
-        high = max(float(values.max()), 0.0, low + 1e-5)
+        low, high = self._range if self.covers_all else (float(values.min()), float(values.max()))
+        low = 0.0 if self.rectified else min(low, 0.0)
+        high = max(high, 0.0, low + 1e-5)
         best = (float("inf"), 1.0, 0)
-        for shrink in torch.linspace(1.0, 0.3, 29).tolist():
+        for shrink in (1.0,) if self.covers_all else torch.linspace(1.0, 0.3, 29).tolist():
             scale = (high - low) * shrink / 255.0
             zero = -128 if self.rectified else round(min(127.0, max(-128.0, -128.0 - low * shrink / scale)))
             rounded = (torch.clamp(torch.round(values / scale) + zero, -128, 127) - zero) * scale
@@ -212,7 +232,7 @@ class StaticQuantizer(nn.Module):
         self.shift.fill_(best[2] / ZERO_POINT_UNIT)
         self.started.fill_(True)
         self._is_started = True
-        self._sample = []
+        self._range, self._sample = (0.0, 0.0), []
 
     @torch.no_grad()
     def grid(self) -> Grid:

@@ -63,8 +63,9 @@ def make_summarizer_bundle(
     entry = summarizing_entry(student, limit, summary_tokens)
     if not graphs or not runtimes:
         raise UsageError("a bundle needs at least one precision and one runtime")
-    for precision in graphs:
-        check_exportable(precision)
+    for precision, graph in graphs.items():
+        if graph.precision != precision:
+            raise UsageError(f"the graph given for {precision!r} is of {graph.precision!r}")
     provenance = Provenance(
         source=source.source,
         source_sha256=source.sha256,
@@ -114,20 +115,6 @@ def make_summarizer_bundle(
             provenance=provenance,
         )
         return writer.commit(manifest)
-
-
-def check_exportable(precision: str) -> None:
-    """See that the runtimes here can run a summariser in a precision.
-
-    Raises:
-        UsageError: it is ``w8a8-static``: they would round activations by grids of their own, not by those trained.
-    """
-    if precision == "w8a8-static":
-        raise UsageError(
-            "summarisers on static grids (w8a8-static) are for compilers of NPUs: onnxruntime, openvino and litert do "
-            "not run them. edgescribe recover trains one and keeps its grids beside the weights; for a bundle take "
-            "w8a8-dynamic (recipe summarizer-int8)"
-        )
 
 
 def summarizing_entry(student: Student, source_context: int, context: int) -> SummarizingEntry:

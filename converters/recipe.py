@@ -230,8 +230,18 @@ ROUND_WRITER = replace(
 )
 """Rounds a writer to int4 on a searched grid: no pruning, no training."""
 
-SUMMARIZER_NPU = replace(_SUMMARIZER, name="summarizer-npu", precision="w8a8-static")
-"""A summariser on static int8 grids, as compilers of NPUs want them: for recovery alone, no runtime here runs them."""
+WRITER_DOMAIN = replace(
+    _WRITER,
+    name="writer-domain",
+    precision="fp32",
+    float_epochs=0,
+    training=replace(
+        _WRITING,
+        learning_rate=3e-5,
+        losses=DistillationWeights(soft=0.0, hidden=0.0, attention=0.0, labels=1.0),
+    ),
+)
+"""Teaches a writer its domain in float32, from texts alone: what is worth doing before it is pruned or quantised."""
 
 ROUND_SUMMARIZER = replace(
     _SUMMARIZER,
@@ -242,10 +252,18 @@ ROUND_SUMMARIZER = replace(
 )
 """Rounds a summariser to int8 as it is: no pruning, no training."""
 
+SUMMARIZER_NPU = replace(_SUMMARIZER, name="summarizer-npu", precision="w8a8-static")
+"""A summariser on static int8 grids, as compilers of NPUs want them; every runtime's int8 kernels take them too."""
+
+ROUND_SUMMARIZER_NPU = replace(ROUND_SUMMARIZER, name="summarizer-npu-round", precision="w8a8-static")
+"""Rounds a summariser to static int8 grids that are calibrated on the training texts: no pruning, no training."""
+
 NAMED: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        *LADDER, ROUND_ONLY, FLOAT, *WRITER_LADDER, ROUND_WRITER, *SUMMARIZER_LADDER, ROUND_SUMMARIZER, SUMMARIZER_NPU
+        *LADDER, ROUND_ONLY, FLOAT,
+        *WRITER_LADDER, ROUND_WRITER, WRITER_DOMAIN,
+        *SUMMARIZER_LADDER, ROUND_SUMMARIZER, SUMMARIZER_NPU, ROUND_SUMMARIZER_NPU,
     )
 }  # fmt: skip
 

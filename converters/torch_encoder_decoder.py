@@ -13,6 +13,7 @@ import torch.nn.functional as functional
 
 from .decoder_graph import Attention
 from .encoder_decoder_graph import RelativeBias
+from .fake_quantize import StaticQuantizer
 from .torch_decoder import TorchDecoder
 from .torch_graph import Recording
 
@@ -94,6 +95,15 @@ class TorchEncoderDecoder(TorchDecoder):
         """See EncoderDecoderBuilder."""
         key, value = self._sources[layer]
         return self._attend(query, key, value, self._source_penalty(query.dtype), attention)
+
+    def logits(self, x: torch.Tensor, weight: str) -> torch.Tensor:
+        """See DecoderBuilder."""
+        found = super().logits(x, weight)
+        if self._creating and self.precision == "w8a8-static":
+            leaving = self.outputs["logits"]
+            if isinstance(leaving, StaticQuantizer):
+                leaving.covers_all = True
+        return found
 
     # Scores
     def _attend(

@@ -65,7 +65,8 @@ class StaticProducts(DecoderProducts):
             *self._ends(grids.input),
             self.writer.stored(stored + ACROSS, weight.T) if self._across else self.writer.stored(stored, weight),
             self.writer.stored(f"{stored}.scales", np.concatenate([each.scales for each in matrices])),
-            self.writer.stored(f"zeros.{len(weight)}", np.zeros(len(weight), np.int8)),
+            # Not shared: ONNX Runtime makes a uint8 form of each product's own where quick products saturate.
+            self.writer.stored(f"{site}:{stored}.zero_points", np.zeros(len(weight), np.int8)),
             bias,
             *self._ends(grids.output),
         ]

@@ -172,6 +172,30 @@ def test_outliers_do_not_set_the_grid() -> None:
     assert quantizer.grid().scale <= absolute * 1.0001
 
 
+@pytest.mark.parametrize("width", [64, 96, 100, 8000])
+def test_every_column_is_observed(width: int) -> None:
+    for column in (0, 1, width // 2, width - 1):
+        values = torch.randn((64, 4096 // 64, width), generator=torch.Generator().manual_seed(1)) * 1e-3
+        values[:, :, column] = torch.linspace(-30.0, 50.0, 4096).reshape(64, -1)
+        quantizer = StaticQuantizer()
+        quantizer(values)
+        quantizer.start()
+        rounded = quantizer(values).detach()
+        assert float((rounded - values)[:, :, column].abs().mean()) < 0.6 * 80 / 255
+
+
+def test_a_grid_that_is_to_cover_all_holds_what_is_rare() -> None:
+    values = torch.randn((300, 1000), generator=torch.Generator().manual_seed(1))
+    values[177, 333] = 40.0
+    quantizer = StaticQuantizer()
+    quantizer.covers_all = True
+    quantizer(values)
+    quantizer.start()
+    grid = quantizer.grid()
+    assert grid.scale == pytest.approx(float(40 - values.min()) / 255)
+    assert float(quantizer(values)[177, 333]) == pytest.approx(40, abs=grid.scale)
+
+
 def test_grids_survive_a_checkpoint(make_student: Make, sentences: list[str]) -> None:
     student = make_student("bert")
     first = calibrated(student, "w8a8-static", sentences)

@@ -57,7 +57,8 @@ def test_the_ladder_takes_the_decoder_first(flan: Any) -> None:
     assert [recipe.precision for recipe in SUMMARIZER_LADDER] == ["w8a8-dynamic"] + 5 * ["w4a8-dynamic"]
     assert all(each.positions is None for each in sizes)
     assert ROUND_SUMMARIZER.pruning_of(flan).is_empty
-    assert NAMED["summarizer-npu"].precision == "w8a8-static"
+    assert NAMED["summarizer-npu"].precision == NAMED["summarizer-npu-round"].precision == "w8a8-static"
+    assert NAMED["summarizer-npu-round"].training.epochs == 0
 
 
 def test_width_is_taken_as_the_family_has_it(flan: Any, make_seq2seq: Any) -> None:
