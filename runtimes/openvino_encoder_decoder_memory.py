@@ -13,7 +13,7 @@ from .openvino_encoder_decoder_file import EncoderDecoderFile
 SECOND_MODEL = 25 << 20
 """What two models take more than one, and the machine code that long sources need."""
 
-_TABLE_BITS = {"fp32": 32.0, "w8a8-dynamic": 8.0, "w4a8-dynamic": 4.5}
+_TABLE_BITS = {"fp32": 32.0, "w8a8-static": 8.0, "w8a8-dynamic": 8.0, "w4a8-dynamic": 4.5}
 
 
 def memory_of(
