@@ -28,6 +28,7 @@ from .openvino_decoder_memory import widens_weights
 from .openvino_encoder_decoder_caches import Source, TargetCache
 from .openvino_encoder_decoder_file import EncoderDecoderFile, files_of, read_encoder_decoder_file
 from .openvino_encoder_decoder_memory import memory_of
+from .spare_memory import release_freed
 from .threads import thread_count
 
 TRIED_TOKENS = 24
@@ -99,9 +100,11 @@ class OpenVinoEncoderDecoder(CheckedEncoderDecoder):
         opened, cache = self._open()
         if self._source is None or self._source.is_shared:
             self._leave_source()
-            self._source = Source(opened.module, opened.reading)
+            self._source = Source(opened.module, opened.reading, opened.file.source_context)
         self._tensors = self._source.read(tokens)
         cache.bind_source(self._tensors)
+        # Many short-lived arrays lay between the kernels that stay: over a long text, some 15 MB of nothing.
+        release_freed()
 
     def _take(self, other: CheckedEncoderDecoder) -> None:
         opened, cache = self._open()
@@ -171,8 +174,8 @@ class OpenVinoEncoderDecoders:
         writing, reading, stored = files_of(artifact)
         with handing_back([stored, *([options.cache_dir] if options.cache_dir else [])]):
             compiled = [_compile(module, core, each, stored, device, config) for each in (reading, writing)]
-            _check_inputs(compiled[0], {"source_ids", "source_length"}, reading)
-            _check_inputs(compiled[1], {"input_ids", "position_ids", "wanted", "beam_idx"}, writing)
+            _check_inputs(compiled[0], {"source_ids", "source_length", "source_room"}, reading)
+            _check_inputs(compiled[1], {"input_ids", "position_ids", "wanted", "beam_idx", "source.mask"}, writing)
             effective = _effective(module, compiled[1], threads)
             if effective.device != options.device:
                 raise EngineError(f"OpenVINO runs {artifact} on {effective.provider} instead of {device}")
@@ -220,7 +223,8 @@ def _compile(module: Any, core: Any, artifact: Path, stored: Path, device: str, 
 def _check_inputs(compiled: Any, wanted: set[str], artifact: Path) -> None:
     found = {name for port in compiled.inputs for name in port.get_names()}
     if not wanted <= found:
-        raise BundleError(f"{artifact} has no inputs {', '.join(sorted(wanted - found))}; copy the bundle anew")
+        missing = ", ".join(sorted(wanted - found))
+        raise BundleError(f"{artifact} has no inputs {missing}; copy the bundle anew, or convert the student anew")
 
 
 def _memory(file: EncoderDecoderFile, context: int, source_context: int) -> DecoderMemory:

@@ -3,11 +3,14 @@
 The first is run once for a source, of S tokens and padding up to R:
 
 - ``source_ids`` int32 ``[1, R]``: the tokens, padding behind them; ``source_length`` int32 ``[1]``: S;
-- ``source.<layer>.key`` and ``.value`` float32 ``[H, 1, S, D]``: what each layer of the decoder attends to.
+- ``source_room`` int32 ``[1]``: places C that the source is kept in, R where it is less;
+- ``source.<layer>.key`` and ``.value`` float32 ``[H, 1, C, D]``: what each layer of the decoder attends to;
+- ``source.mask`` float32 ``[1, 1, 1, C]``: nought for the S tokens, and what hides the places behind them.
 
 The second takes these as inputs of the same names, and is else a decoder's model with its cache in state variables
 (:mod:`~edgescribe.converters.export.openvino_decoder_graph`). The heads of cross-attention stand where batches do, and
-the queries where heads do: so the CPU plugin attends for several tokens by the very kernel that it has for one.
+the queries where heads do: so the CPU plugin attends for several tokens by the very kernel that it has for one. It
+makes such a kernel for each C and number of queries, and keeps them all: hence a C that whoever reads may choose.
 
 Relative positions are gathered into the mask that attention adds to scores, once for all layers, from a table of the
 biases by distance whose last column hides. Such a mask leaves attention and its state variables one kernel.
@@ -28,6 +31,9 @@ from .openvino_decoder_products import DecoderProducts
 from .openvino_encoder_decoder_products import SourceProducts
 from .openvino_encoder_decoder_static import StaticProducts
 from .openvino_nodes import Node, integers, join_heads, number, split_heads, width_of
+
+MASK = "source.mask"
+"""What hides the places behind a source, as both models name it."""
 
 
 class OpenVinoEncoderDecoderGraph(OpenVinoDecoderGraph):
@@ -50,6 +56,7 @@ class OpenVinoEncoderDecoderGraph(OpenVinoDecoderGraph):
         self._vectors = weights.vectors
         self._biases: dict[RelativeBias | None, Node] = {}
         self._source_places: Node | None = None
+        self._kept: Node | None = None
         self.source_widths: dict[int, tuple[int, int]] = {}
 
     # Reading the source
@@ -73,11 +80,19 @@ class OpenVinoEncoderDecoderGraph(OpenVinoDecoderGraph):
 
     def keep_source(self, key: Node, value: Node, layer: int, attention: Attention) -> None:
         """See EncoderDecoderBuilder."""
-        nought, one, end = integers([0]), integers([1]), ops.convert(self._source_length(), "i64")
-        for part, kept in (("key", key), ("value", value)):
-            tokens = ops.slice(kept, nought, end, one, one)
-            heads = split_heads(tokens, attention.heads, (2, 0, 1, 3))
-            self.output(_name(layer, part), heads)
+        if self._kept is None:
+            room = _counted(ops.maximum(self.input("source_room", (1,)), self._rows()))
+            hidden = ops.select(ops.less(room, self._source_length()), number(0), number(HIDDEN_SCORE))
+            self.output(MASK, ops.unsqueeze(hidden, integers([0, 1, 2])))
+            # Behind the last row it stands again, hidden.
+            self._kept = ops.minimum(room, ops.subtract(self._rows(), ops.constant(np.ones(1, np.int32))))
+        for part, found in (("key", key), ("value", value)):
+            kept = ops.gather(found, self._kept, integers(1))
+            self.output(_name(layer, part), split_heads(kept, attention.heads, (2, 0, 1, 3)))
+
+    def _rows(self) -> Node:
+        """R, int32 ``[1]``."""
+        return ops.gather(ops.shape_of(self.source_ids(), "i32"), integers([1]), integers(0))
 
     def _source_length(self) -> Node:
         return self.input("source_length", (1,))
@@ -85,9 +100,7 @@ class OpenVinoEncoderDecoderGraph(OpenVinoDecoderGraph):
     def _places(self) -> Node:
         """The places of the source's tokens and padding, int32 ``[R]``."""
         if self._source_places is None:
-            rows = ops.gather(ops.shape_of(self.source_ids(), "i32"), integers(1), integers(0))
-            nought, one = (ops.constant(np.array(value, np.int32)) for value in (0, 1))
-            self._source_places = ops.range(nought, rows, one, "i32")
+            self._source_places = _counted(self._rows())
         return self._source_places
 
     def _source_mask(self, relative: RelativeBias | None) -> Node:
@@ -134,14 +147,21 @@ class OpenVinoEncoderDecoderGraph(OpenVinoDecoderGraph):
         self.source_widths[layer] = heads, width
         apart = ops.reshape(query, integers([-1, heads, 1, width]), False)
         key, value = (self.input(_name(layer, part), (heads, 1, -1, width), ov.Type.f32) for part in ("key", "value"))
+        mask = self.input(MASK, (1, 1, 1, -1), ov.Type.f32)
         context = ops.scaled_dot_product_attention(
-            ops.transpose(apart, integers([1, 0, 2, 3])), key, value, number(0), number(attention.scale)
+            ops.transpose(apart, integers([1, 0, 2, 3])), key, value, mask, number(attention.scale)
         )
         return ops.reshape(ops.transpose(context, integers([1, 0, 2, 3])), integers([1, -1, width_of(query)]), False)
 
     def add_vector(self, x: Node, vector: str) -> Node:
         """See EncoderDecoderBuilder."""
         return ops.add(x, self._products.vector(vector))
+
+
+def _counted(count: Node) -> Node:
+    """0, 1, … below ``count`` ``[1]``."""
+    nought, one = (ops.constant(np.array(value, np.int32)) for value in (0, 1))
+    return ops.range(nought, ops.squeeze(count, integers([0])), one, "i32")
 
 
 def _name(layer: int, part: str) -> str:
