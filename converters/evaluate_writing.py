@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..errors import BundleError
 from ..sdk.load import load_writer
 from ..sdk.measure import Effort, measure_process, outputs_of
+from .cached_decoder import greedy_continuation
 from .conversion_report import Sample
 from .evaluate import ArtifactEvaluation
 from .language_metrics import foresee, writing_metrics
 from .metrics import WritingMetrics
 from .student import Student
-from .torch_decoder import graph_of
+from .torch_decoder import TorchDecoder, graph_of
 from .torch_graph import TorchGraph
 from .writing_data import encode_writing
 
@@ -155,14 +155,9 @@ def beginning(text: str) -> str:
 
 
 def _greedy(graph: TorchGraph, prompt: str) -> str:
+    if not isinstance(graph, TorchDecoder):
+        raise TypeError(f"a student of {graph.anatomy.model_type} writes no texts")
     tokenizer = graph.student.tokenizer
     ids = list(tokenizer.encode(prompt).ids)
-    start = len(ids)
-    with torch.no_grad():
-        for _ in range(min(SAMPLE_TOKENS, graph.student.max_tokens - start)):
-            token = int(graph.run({"input_ids": torch.tensor([ids])})["logits"][0, -1].argmax())
-            if token in graph.student.eos_ids:
-                break
-            ids.append(token)
-    whole: str = tokenizer.decode(ids)
-    return whole[len(tokenizer.decode(ids[:start])) :]
+    whole: str = tokenizer.decode(ids + greedy_continuation(graph, ids, SAMPLE_TOKENS))
+    return whole[len(tokenizer.decode(ids)) :]
