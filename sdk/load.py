@@ -47,6 +47,7 @@ def load(
     precision: str | None = None,
     threads: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
+    spinning: bool = False,
 ) -> Student:
     """Load a bundle.
 
@@ -63,6 +64,8 @@ def load(
         precision: ``fp32``, ``w8a8-static``, ….
         threads: intra-operator threads; 0 takes the profile's, or the number of physical cores, at most 4.
         cache_dir: folder for the engine's cache of compiled models; None turns it off.
+        spinning: let waiting threads spin, where the engine can be told (``onnxruntime``): faster alone on an idle
+            machine, slower on a busy one, and at the cost of power.
 
     Raises:
         BundleError: the bundle is missing, damaged, was changed, or has no such artifact.
@@ -72,7 +75,7 @@ def load(
         ProfileError: no such device profile.
         UsageError: an option that there is not.
     """
-    _check_options(runtime, precision, threads)
+    _check_options(runtime, precision, threads, spinning)
     bundle = read_bundle(path)
     _check_task(bundle, path, "classify", "tag", "embed")
 
@@ -82,6 +85,7 @@ def load(
             device=candidate.device,
             threads=threads or candidate.threads,
             cache_dir=None if cache_dir is None else Path(cache_dir),
+            spinning=spinning,
             padding_side=bundle.manifest.tokenizer.padding_side,
             max_tokens=bundle.manifest.tokenizer.max_tokens,
             known_answers=known_answers(artifact),
@@ -99,6 +103,7 @@ def load_writer(
     precision: str | None = None,
     threads: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
+    spinning: bool = False,
     context: int | None = None,
     memory_mib: float | None = None,
     prefix_dir: str | os.PathLike[str] | None = None,
@@ -112,6 +117,7 @@ def load_writer(
         precision: ``fp32``, ``w8a8-dynamic`` or ``w4a8-dynamic``.
         threads: as of :func:`load`.
         cache_dir: folder for the engine's cache of compiled models or packed weights; None turns it off.
+        spinning: as of :func:`load`.
         context: the most tokens of prompt and text together; None takes the bundle's. Memory grows with it.
         memory_mib: MiB that this process may take; more is refused before it is taken. None: no limit.
         prefix_dir: folder where caches of system prompts are kept, so that they need not be read anew after a start.
@@ -122,7 +128,7 @@ def load_writer(
     """
     from .open_writer import open_writer
 
-    _check_options(runtime, precision, threads)
+    _check_options(runtime, precision, threads, spinning)
     bundle = read_bundle(path)
     _check_task(bundle, path, "generate")
 
@@ -131,6 +137,7 @@ def load_writer(
             device=candidate.device,
             threads=threads or candidate.threads,
             cache_dir=None if cache_dir is None else Path(cache_dir),
+            spinning=spinning,
             context=context,
             memory_limit=None if memory_mib is None else int(memory_mib * MIB),
             answers=decoder_answers(candidate.artifact),
@@ -148,6 +155,7 @@ def load_summarizer(
     precision: str | None = None,
     threads: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
+    spinning: bool = False,
     source_context: int | None = None,
     context: int | None = None,
     memory_mib: float | None = None,
@@ -161,6 +169,7 @@ def load_summarizer(
         precision: ``fp32``, ``w8a8-dynamic``, ….
         threads: as of :func:`load`.
         cache_dir: folder for the engine's cache of compiled models or packed weights; None turns it off.
+        spinning: as of :func:`load`.
         source_context: the most tokens of a source; None takes the bundle's. Memory grows with it.
         context: the most tokens of a summary; None takes the bundle's.
         memory_mib: MiB that this process may take; more is refused before it is taken. None: no limit.
@@ -171,7 +180,7 @@ def load_summarizer(
     """
     from .open_summarizer import open_summarizer
 
-    _check_options(runtime, precision, threads)
+    _check_options(runtime, precision, threads, spinning)
     bundle = read_bundle(path)
     _check_task(bundle, path, "summarize")
 
@@ -180,6 +189,7 @@ def load_summarizer(
             device=candidate.device,
             threads=threads or candidate.threads,
             cache_dir=None if cache_dir is None else Path(cache_dir),
+            spinning=spinning,
             context=context,
             source_context=source_context,
             memory_limit=None if memory_mib is None else int(memory_mib * MIB),
@@ -347,10 +357,12 @@ def _first_failure(failed: list[EngineError], missing: list[MissingExtraError]) 
     return first
 
 
-def _check_options(runtime: str | None, precision: str | None, threads: object) -> None:
+def _check_options(runtime: str | None, precision: str | None, threads: object, spinning: object) -> None:
     if runtime is not None and runtime not in RUNTIMES:
         raise UsageError(f"there is no runtime {runtime!r}; choose one of {', '.join(RUNTIMES)}")
     if precision is not None and precision not in get_args(Precision):
         raise UsageError(f"there is no precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
     if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 1024:
         raise UsageError(f"threads is {threads!r}; give a whole number, or 0 for the number of physical cores")
+    if not isinstance(spinning, bool):
+        raise UsageError(f"spinning is {spinning!r}; give True or False")

@@ -236,6 +236,7 @@ print([name for name in ("onnxruntime", "openvino", "torch", "tomllib", "subproc
         ({"threads": -1}, "threads is -1"),
         ({"threads": True}, "threads is True"),
         ({"threads": 1.5}, "threads is 1.5"),
+        ({"spinning": 1}, "spinning is 1; give True or False"),
     ],
 )
 def test_options_that_there_are_not(classify_folder: Path, options: dict[str, Any], message: str) -> None:
