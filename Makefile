@@ -10,6 +10,9 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 TORCH := torch==2.13.0
 PYTEST_OPTIONS ?=
+# Tests run in as many processes as there are processors, two at most: each takes a GB and more.
+WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc); echo $$((n > 2 ? 2 : n)))
+PARALLEL = $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --dist loadfile)
 QUIET := $(if $(MAKE_TERMOUT),,--quiet)
 COMMA := ,
 
@@ -76,10 +79,10 @@ demo-clean: ## take the demo's results away, so that make demo converts anew
 	rm -rf demo
 
 test: $(VENV)/.tests ## all tests
-	$(PY) -m pytest $(PYTEST_OPTIONS)
+	$(PY) -m pytest $(PARALLEL) $(PYTEST_OPTIONS)
 
 test-fast: $(VENV)/.tests ## the tests without training and without environments of their own: about 5 minutes
-	$(PY) -m pytest -m 'not slow and not arm' $(PYTEST_OPTIONS)
+	$(PY) -m pytest -m 'not slow and not arm' $(PARALLEL) $(PYTEST_OPTIONS)
 
 test-arm: $(VENV)/.tests ## the device side in an arm64 userland (needs Debian's qemu-user-static)
 	$(PY) -m pytest -m arm $(PYTEST_OPTIONS)

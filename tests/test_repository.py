@@ -110,6 +110,7 @@ def test_tests_run_in_a_checkout_of_any_name(tmp_path: Path) -> None:
     (checkout / "tests").mkdir(parents=True)
     for name in ("pyproject.toml", "__init__.py", "errors.py", "tests/conftest.py"):
         shutil.copy(ROOT / name, checkout / name)
+    shutil.copytree(ROOT / "tests/plugins", checkout / "tests/plugins")
     (checkout / "tests/test_nothing.py").write_text("def test_nothing():\n    pass\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
