@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-SECONDS_BETWEEN = 0.02
+SECONDS_BETWEEN = 0.01
 
 _MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) r--. \S+ \S+ [1-9]\d* +(/.*)$", re.MULTILINE)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .openvino import NAME, _config, _device, _effective, _last_line, _version, 
 from .openvino_decoder_caches import BLOCK, DecoderCache, GrowingCache, PagedCache
 from .openvino_decoder_file import DecoderFile, read_decoder_file
 from .openvino_decoder_memory import memory_of, widens_weights
+from .spare_memory import release_freed
 from .threads import thread_count
 
 CHUNK = 128
@@ -48,15 +49,24 @@ class OpenVinoDecoder(CheckedDecoder):
 
     Args:
         new_cache: makes an empty cache on the weights; called again for each fork.
+        mapped: files whose pages are let go of while many tokens are read: for a number of rows that is new to it, the
+            engine looks through weights that it packed long ago.
     """
 
     most_verified = MOST_VERIFIED
     chunk = CHUNK
 
     def __init__(
-        self, new_cache: Callable[[], DecoderCache], file: DecoderFile, context: int, effective: Effective
+        self,
+        new_cache: Callable[[], DecoderCache],
+        file: DecoderFile,
+        context: int,
+        effective: Effective,
+        mapped: Sequence[Path] = (),
     ) -> None:
         super().__init__()
+        self._mapped = mapped
+        self._counts: set[int] = set()  # of tokens that runs had
         self.effective, self.context, self.vocabulary = effective, context, file.vocabulary
         self._file = file
         self._new_cache: Callable[[], DecoderCache] | None = new_cache
@@ -97,7 +107,12 @@ class OpenVinoDecoder(CheckedDecoder):
         return all(np.array_equal(np.concatenate(run), np.concatenate(runs[0])) for run in runs if run)
 
     def _run(self, tokens: NDArray[np.int32], wanted: int) -> NDArray[np.float32]:
-        return self._open_cache().run(tokens, self._length, wanted, self._wants_alike)
+        cache, count = self._open_cache(), len(tokens)
+        if count <= MOST_VERIFIED and count in self._counts:
+            return cache.run(tokens, self._length, wanted, self._wants_alike)
+        self._counts.add(count)
+        with handing_back(self._mapped):
+            return cache.run(tokens, self._length, wanted, self._wants_alike)
 
     def _step(self, token: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
         tokens = np.array([token], np.int32)
@@ -112,7 +127,7 @@ class OpenVinoDecoder(CheckedDecoder):
     def _forked(self) -> OpenVinoDecoder:
         if self._new_cache is None:
             raise EngineError("this session was closed; open the artifact again")
-        other = OpenVinoDecoder(self._new_cache, self._file, self.context, self.effective)
+        other = OpenVinoDecoder(self._new_cache, self._file, self.context, self.effective, self._mapped)
         other._wants_alike, other._alike = self._wants_alike, self._alike
         return other
 
@@ -158,6 +173,8 @@ class OpenVinoDecoders:
         weights = [artifact.with_suffix(".bin"), *([options.cache_dir] if options.cache_dir else [])]
         with handing_back(weights):
             compiled = _compile(module, core, artifact, device, config, paged)
+            release_freed()
+            release_code(Path(module.__file__).parent)  # what read and compiled the model
             effective = _effective(module, compiled, threads)
             if effective.device != options.device:
                 raise EngineError(f"OpenVINO runs {artifact} on {effective.provider} instead of {device}")
@@ -167,7 +184,7 @@ class OpenVinoDecoders:
                     return PagedCache(module, compiled, file, context, effective.threads)
                 return GrowingCache(module, compiled, file)
 
-            session = OpenVinoDecoder(new_cache, file, context, effective)
+            session = OpenVinoDecoder(new_cache, file, context, effective, weights)
             try:
                 session.step(0)  # the engine packs the weights in its first run
                 session.rewind(0)
@@ -175,7 +192,8 @@ class OpenVinoDecoders:
             except BaseException:
                 session.close()
                 raise
-        release_code(Path(module.__file__).parent)  # what read and compiled the model
+        release_freed()
+        release_code(Path(module.__file__).parent)  # what packed the weights
         return session
 
     def predicted_memory(self, artifact: Path, context: int | None = None) -> DecoderMemory:
