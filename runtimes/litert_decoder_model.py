@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError
 from .engine_messages import drop_native_lines_at_exit, without_info_lines
 from .litert_decoder_file import DecoderFile, room_axis, room_for
+from .mapped_weights import handing_back
 from .spare_memory import mapped_at, release_freed, release_pages
 
 IN_MEMORY = ":memory"
@@ -419,12 +420,14 @@ def packed_weights(cache_dir: Path | None, artifact: Path, version: str) -> Iter
     Where there is none yet, the engine writes one of another name meanwhile, which gets its name at the end: no other
     process ever maps half a file. Without room for it on the disk weights are packed in memory, since the engine ends
     the process where writing fails.
+    Meanwhile pages of the artifact are let go of once they were read.
 
     Raises:
         EngineError: the folder cannot be used.
     """
     if cache_dir is None:
-        yield IN_MEMORY
+        with handing_back([artifact]):
+            yield IN_MEMORY
         return
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -440,10 +443,12 @@ def packed_weights(cache_dir: Path | None, artifact: Path, version: str) -> Iter
     except OSError as error:
         raise EngineError(f"cannot use the cache folder {cache_dir}: {error.strerror or error}") from error
     if made or not room:
-        yield str(path) if made else IN_MEMORY
+        with handing_back([artifact]):
+            yield str(path) if made else IN_MEMORY
         return
     try:
-        yield str(unfinished)
+        with handing_back([artifact]):
+            yield str(unfinished)
         with contextlib.suppress(FileNotFoundError):
             unfinished.replace(path)
     except OSError as error:
