@@ -56,11 +56,12 @@ class DecoderFile:
 
     def cache_shapes(self, room: int) -> dict[str, tuple[int, ...]]:
         """Shapes of caches with room for so many tokens."""
-        found = {}
-        for name, shape in self.caches.items():
-            axis = room_axis(name)
-            found[name] = (*shape[:axis], room, *shape[axis + 1 :])
-        return found
+        return {name: self.cache_shape(name, room) for name in self.caches}
+
+    def cache_shape(self, name: str, room: int) -> tuple[int, ...]:
+        """Shape of one of them."""
+        shape, axis = self.caches[name], room_axis(name)
+        return (*shape[:axis], room, *shape[axis + 1 :])
 
     def cache_bytes(self, room: int) -> int:
         """Bytes of all caches with room for so many tokens."""

@@ -255,12 +255,19 @@ class DecoderModel:
 
         One after the other, so that little is held twice. What the mask hides must be finite.
         """
-        freed = 0
+        freed, before = 0, caches.room
+        empty: dict[tuple[int, ...], NDArray[np.float32]] = {}  # of each shape, where there is nothing to keep
         caches.changed()
         for name, shape in self.file.cache_shapes(signature.room).items():
             array = content(name)
-            whole = np.zeros(shape, np.float32)
-            whole[kept(name, array.shape[room_axis(name)])] = array
+            length = array.shape[room_axis(name)]
+            if length:
+                whole = np.zeros(shape, np.float32)
+                whole[kept(name, length)] = array
+            else:
+                if shape not in empty:
+                    empty[shape] = np.zeros(shape, np.float32)
+                whole = empty[shape]
             if name in caches.buffers:
                 caches.buffers.pop(name).destroy()
             caches.buffers[name] = signature.new_buffer(name)
@@ -269,15 +276,19 @@ class DecoderModel:
             if freed > _MOST_FREED:
                 release_freed()
                 freed = 0
-        release_freed()
         caches.room = signature.room
-        release_pages(self._mapped)
+        # What a shorter text leaves free is not worth giving back and asking for again, unless it is much.
+        if caches.room > before or self.file.cache_bytes(before) - self.file.cache_bytes(caches.room) > _MOST_FREED:
+            release_freed()
+        if signature.read_file:
+            release_pages(self._mapped)
+            signature.read_file = False
 
     def _read(self, caches: Caches, name: str, length: int) -> NDArray[np.generic]:
         """One cache's first ``length`` tokens, in an array that may be larger."""
         if length == 0:
-            return np.zeros(self.file.cache_shapes(0)[name], np.float32)
-        shape = self.file.cache_shapes(caches.room)[name]
+            return np.zeros(self.file.cache_shape(name, 0), np.float32)
+        shape = self.file.cache_shape(name, caches.room)
         whole: NDArray[np.float32] = caches.buffers[name].read(math.prod(shape), np.float32)
         return whole.reshape(shape)[kept(name, length)]
 
@@ -332,6 +343,7 @@ class Signature:
     Attributes:
         fed: int32 arrays that a run reads, by name: the inputs of one axis.
         results: float32 arrays that a run writes, by name; whoever keeps one copies it.
+        read_file: whether it was resized, for which the engine reads the file's constants again.
         room: of the caches that it works on.
         source_room: of the source that it works on, where there is one.
     """
@@ -346,6 +358,7 @@ class Signature:
         self._written: dict[str, Any] = {}
         self.fed: dict[str, NDArray[np.int32]] = {}
         self.results: dict[str, NDArray[np.float32]] = {}
+        self.read_file = False
         self.room = self.source_room = 0
 
     def new_buffer(self, name: str) -> Any:
@@ -354,6 +367,7 @@ class Signature:
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Have it work on inputs of other shapes; of ``shapes`` what it does not take is passed over."""
+        self.read_file = True
         for name, shape in shapes.items():
             if name in self._inputs and self._shapes.get(name) != shape:
                 self._compiled.resize_input_tensor_by_name(self._key, name, shape, strict=False)
