@@ -78,10 +78,13 @@ $(BUNDLE)/bundle.json: | $(VENV)/.workbench
 demo-clean: ## take the demo's results away, so that make demo converts anew
 	rm -rf demo
 
+# Tests start hundreds of processes: what they import is compiled once, whatever holds for other programs here.
+test test-fast test-arm: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(VENV)/.tests ## all tests
 	$(PY) -m pytest $(PARALLEL) $(PYTEST_OPTIONS)
 
-test-fast: $(VENV)/.tests ## the tests without training and without environments of their own: about 5 minutes
+test-fast: $(VENV)/.tests ## the tests without training and without environments of their own
 	$(PY) -m pytest -m 'not slow and not arm' $(PARALLEL) $(PYTEST_OPTIONS)
 
 test-arm: $(VENV)/.tests ## the device side in an arm64 userland (needs Debian's qemu-user-static)
