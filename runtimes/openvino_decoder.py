@@ -111,12 +111,17 @@ class OpenVinoDecoder(CheckedDecoder):
         if count <= MOST_VERIFIED and count in self._counts:
             return cache.run(tokens, self._length, wanted, self._wants_alike)
         self._counts.add(count)
+        self._counts.discard(1)  # the next step looks through the weights again
         with handing_back(self._mapped):
             return cache.run(tokens, self._length, wanted, self._wants_alike)
 
     def _step(self, token: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        tokens = np.array([token], np.int32)
-        return self._only(self._open_cache().run(tokens, self._length, 1, self._wants_alike, out))
+        tokens, cache = np.array([token], np.int32), self._open_cache()
+        if 1 in self._counts:
+            return self._only(cache.run(tokens, self._length, 1, self._wants_alike, out))
+        self._counts.add(1)
+        with handing_back(self._mapped):
+            return self._only(cache.run(tokens, self._length, 1, self._wants_alike, out))
 
     def _read_cache(self) -> dict[str, NDArray[np.generic]]:
         return self._open_cache().read(self._length)
