@@ -368,9 +368,11 @@ class Signature:
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Have it work on inputs of other shapes; of ``shapes`` what it does not take is passed over."""
         self.read_file = True
-        for name, shape in shapes.items():
-            if name in self._inputs and self._shapes.get(name) != shape:
-                self._compiled.resize_input_tensor_by_name(self._key, name, shape, strict=False)
+        for place, name in enumerate(self._inputs):
+            shape = shapes.get(name)
+            if shape is not None and self._shapes.get(name) != shape:
+                # By its place: for a name the engine goes through those of all signatures.
+                self._compiled.resize_input_tensor(place, shape, self._index, strict=False)
                 self._shapes[name] = shape
         self._small, self.fed = {}, {}
         for name in self._inputs:
