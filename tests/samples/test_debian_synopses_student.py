@@ -85,7 +85,7 @@ def test_it_summarises_better_than_the_lead_sentence(
     written = make.write_summaries(model, tokenizer, [row["text"] for row in some], beams=4)
     student = make.rouge(written, some)["rougeL"]
     lead = make.rouge([make.lead_sentence(row["text"]) for row in some], some)["rougeL"]
-    assert student.mean() > lead.mean()
+    assert student.mean() > lead.mean() + 4
     assert sum(len(text.split()) for text in written) < sum(len(row["text"].split()) for row in some) / 4
 
 
@@ -96,8 +96,8 @@ def test_figures_are_of_the_whole_test_split_and_stand_in_the_card(model: Any, r
     card = (STUDENT / "README.md").read_text(encoding="utf-8")
     rouge = figures["rouge"]
     for plain in ("lead sentence", "first 8 words"):
-        assert rouge["student, 4 beams"]["rougeL"]["mean"] > rouge[plain]["rougeL"]["mean"] + 1.5
-        assert rouge["student, greedy"]["rougeL"]["mean"] > rouge[plain]["rougeL"]["mean"]
+        for student in ("student, 4 beams", "student, greedy"):
+            assert rouge[student]["rougeL"]["low"] > rouge[plain]["rougeL"]["high"] + 2
     for name, scores in rouge.items():
         line = re.search(rf"^\| (?:\*\*)?{re.escape(name)}(?:\*\*)? \|.*$", card, re.MULTILINE)
         assert line, f"the card has no line of {name}"
