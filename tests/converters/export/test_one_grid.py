@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,22 @@ def export_all(student: Any, weights: QuantizedWeights, folder: Path) -> dict[st
     return paths
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("family", ENCODERS)
-def test_the_three_files_hold_the_same_numbers(
-    family: str, precision: str, make_student: Callable[..., Any], sentences: list[str], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module", params=list(product(ENCODERS, PRECISIONS)), ids="-".join)
+def exported(
+    request: pytest.FixtureRequest,
+    make_student: Callable[..., Any],
+    sentences: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[QuantizedWeights, dict[str, Path]]:
+    """The numbers of a classifier of each family and precision, and its three files."""
+    family, precision = request.param
     student = make_student(family, "classify")
     _, weights = frozen(student, precision, sentences)
-    paths = export_all(student, weights, tmp_path)
+    return weights, export_all(student, weights, tmp_path_factory.mktemp(family))
+
+
+def test_the_three_files_hold_the_same_numbers(exported: tuple[QuantizedWeights, dict[str, Path]]) -> None:
+    weights, paths = exported
     matrices = {name: each for name, each in weights.matrices.items() if isinstance(each, QuantizedMatrix)}
     tables = {name: each for name, each in weights.tables.items() if isinstance(each, QuantizedTable)}
     assert matrices
@@ -86,14 +95,10 @@ def test_the_three_files_hold_the_same_numbers(
                 assert theirs.zero_point == ours.zero_point, f"{runtime} {site}"
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("family", ENCODERS)
 def test_every_linear_layer_runs_on_int8_kernels_on_every_engine(
-    family: str, precision: str, make_student: Callable[..., Any], sentences: list[str], tmp_path: Path
+    exported: tuple[QuantizedWeights, dict[str, Path]]
 ) -> None:
-    student = make_student(family, "classify")
-    _, weights = frozen(student, precision, sentences)
-    for runtime, path in export_all(student, weights, tmp_path).items():
+    for runtime, path in exported[1].items():
         report = KERNELS[runtime](path)
         assert report, runtime
         assert all(kernel.is_int8 for kernel in report), (runtime, [each for each in report if not each.is_int8])
@@ -106,7 +111,7 @@ def test_the_engines_give_what_torch_gives_in_float(
 ) -> None:
     student = make_student(family, task)
     graph, weights = frozen(student, "fp32", sentences)
-    paths = export_all(student, weights, tmp_path)
+    asked, expected = [], []
     for sentence in sentences[:4]:
         encoding = student.tokenizer.encode(sentence)
         ids = encoding.ids[: student.max_tokens]
@@ -115,15 +120,16 @@ def test_the_engines_give_what_torch_gives_in_float(
             "attention_mask": np.ones((1, len(ids)), np.int32),
             "token_type_ids": np.array([encoding.type_ids[: len(ids)]], np.int32),
         }
+        asked.append(feeds)
         with torch.no_grad():
-            expected = graph.run({name: torch.from_numpy(value).long() for name, value in feeds.items()})
-        for runtime, path in paths.items():
-            options = OpenOptions(threads=1, padding_side=student.anatomy.padding_side)
-            session = open_artifact(runtime, path, options)
-            asked = {spec.name for spec in session.inputs}
-            outputs = session.run({name: value for name, value in feeds.items() if name in asked})
-            for name, value in expected.items():
+            expected.append(graph.run({name: torch.from_numpy(value).long() for name, value in feeds.items()}))
+    for runtime, path in export_all(student, weights, tmp_path).items():
+        session = open_artifact(runtime, path, OpenOptions(threads=1, padding_side=student.anatomy.padding_side))
+        names = {spec.name for spec in session.inputs}
+        for feeds, answers in zip(asked, expected, strict=True):
+            outputs = session.run({name: value for name, value in feeds.items() if name in names})
+            for name, value in answers.items():
                 np.testing.assert_allclose(
                     outputs[name], value.numpy(), atol=2e-5 * max(1.0, float(value.abs().max())), err_msg=runtime
                 )
-            session.close()
+        session.close()
