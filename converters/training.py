@@ -195,7 +195,6 @@ def _denormals_flushed() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-@memory_kept()
 @_denormals_flushed()
 def train(
     graph: TorchGraph,
@@ -280,7 +279,7 @@ def train(
     stop = settings.patience > 0 and counters.stale >= settings.patience
     marks = {round(updates_an_epoch * (part + 1) / settings.evaluations) for part in range(settings.evaluations)}
     held = checkpoints is not None and shares == 1
-    with _interrupt_held_back(held) as interrupted:
+    with memory_kept() as give_up_if_short, _interrupt_held_back(held) as interrupted:
         for epoch in range(settings.epochs):
             if stop:
                 break
@@ -303,6 +302,7 @@ def train(
                 optimiser.step()
                 schedule.step()
                 optimiser.zero_grad()
+                give_up_if_short()
                 counters.step = step
                 counters.losses.append(total)
                 score = None
