@@ -40,6 +40,7 @@ KERNELS: dict[str, Callable[[Path], Any]] = {
     "litert": litert_kernels,
 }
 PRECISIONS = ("w8a8-static", "w8a8-dynamic")
+ALL = [ENCODERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS[1:])]  # one is fast
 
 
 def frozen(student: Any, precision: str, sentences: list[str]) -> tuple[TorchGraph, QuantizedWeights]:
@@ -58,7 +59,10 @@ def export_all(student: Any, weights: QuantizedWeights, folder: Path) -> dict[st
     return paths
 
 
-@pytest.fixture(scope="module", params=list(product(ENCODERS, PRECISIONS)), ids="-".join)
+@pytest.fixture(scope="module", params=[
+    pytest.param(pair, id="-".join(pair), marks=() if pair[0] == ENCODERS[0] else pytest.mark.slow)
+    for pair in product(ENCODERS, PRECISIONS)
+])
 def exported(
     request: pytest.FixtureRequest,
     make_student: Callable[..., Any],
@@ -105,7 +109,7 @@ def test_every_linear_layer_runs_on_int8_kernels_on_every_engine(
 
 
 @pytest.mark.parametrize("task", ["classify", "tag", "embed"])
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("family", ALL)
 def test_the_engines_give_what_torch_gives_in_float(
     family: str, task: str, make_student: Callable[..., Any], sentences: list[str], tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ SIZES = {
     "embedding": 32,
 }
 KNOWN = [name for name in ENCODERS if Path(next(iter(families.__path__)), f"{name}.py").exists()]
+ALL = [KNOWN[0], *(pytest.param(name, marks=pytest.mark.slow) for name in KNOWN[1:])]  # one is fast, all take a while
 PRECISIONS = ("fp32", "w8a8-static", "w8a8-dynamic")
 CORES = probe_cpu()
 exact_int8 = pytest.mark.skipif(
@@ -117,7 +118,7 @@ def run(compiled: Any, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", CHECKED)
 @pytest.mark.parametrize("task", ["classify", "tag", "embed"])
-@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize("family", ALL)
 def test_equals_the_torch_graph(family: str, task: str, precision: str, tmp_path: Path) -> None:
     student = student_of(family, task)
     graph = trained(student, precision)
@@ -140,7 +141,7 @@ def test_equals_the_torch_graph(family: str, task: str, precision: str, tmp_path
 
 
 @pytest.mark.parametrize("precision", [CHECKED[0], CHECKED[2]])
-@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize("family", ALL)
 def test_padding_changes_nothing(family: str, precision: str, tmp_path: Path) -> None:
     student = student_of(family, "classify")
     compiled = export(student, freeze(trained(student, precision)), tmp_path / "model.xml")
@@ -153,7 +154,7 @@ def test_padding_changes_nothing(family: str, precision: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("precision", ["w8a8-static", "w8a8-dynamic"])
-@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize("family", ALL)
 def test_integers_scales_and_grids_read_back_equal(family: str, precision: str, tmp_path: Path) -> None:
     student = student_of(family, "classify")
     weights = freeze(trained(student, precision))

@@ -105,7 +105,9 @@ def calibrated(student: Student) -> tuple[TorchGraph, QuantizedWeights]:
     return graph, freeze(graph)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[
+    pytest.param(kind, marks=() if number == 0 else pytest.mark.slow) for number, kind in enumerate(KINDS)
+])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     family, options = KINDS[request.param]
     student = student_of(family, **options)
