@@ -9,7 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,15 @@ def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["run.json"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What Ctrl-C does in a program of its own, whatever ran in this process before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_the_state_of_the_last_step(student: Student, examples: list[Example], tmp_path: Path) -> None:
     def press(progress: Progress) -> None:
         if progress.step == 5:
@@ -216,6 +225,7 @@ def test_ctrl_c_keeps_the_state_of_the_last_step(student: Student, examples: lis
     assert rest.losses == pytest.approx(whole.losses, abs=1e-6)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_does_not_wait(student: Student, examples: list[Example], tmp_path: Path) -> None:
     def press_twice(_: TorchGraph) -> float:
         os.kill(os.getpid(), signal.SIGINT)
