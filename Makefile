@@ -12,7 +12,7 @@ TORCH := torch==2.13.0
 PYTEST_OPTIONS ?=
 # Tests run in as many processes as there are processors, two at most: each takes a GB and more.
 WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc); echo $$((n > 2 ? 2 : n)))
-PARALLEL = $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --dist loadfile)
+PARALLEL = $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --max-worker-restart 0)
 QUIET := $(if $(MAKE_TERMOUT),,--quiet)
 COMMA := ,
 

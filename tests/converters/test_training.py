@@ -9,7 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,39 +201,64 @@ def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["run.json"]
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """What Ctrl-C does in a program of its own, whatever ran in this process before."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+INTERRUPTED = """
+import json, os, signal, sys
+from pathlib import Path
+from edgescribe.converters.distillation import DistillationWeights
+from edgescribe.converters.read import read_student
+from edgescribe.converters.torch_graph import TorchGraph
+from edgescribe.converters.training import TrainingSettings, train
+from edgescribe.converters.training_data import make_examples
 
+student_folder, data, checkpoints, presses = sys.argv[1:]
+student = read_student(student_folder, "classify")
+rows = [json.loads(line) for line in Path(data).read_text().splitlines()][:96]
+examples = make_examples(student, [row["text"] for row in rows], [student.labels.index(row["label"]) for row in rows])
+labels_alone = DistillationWeights(soft=0, hidden=0, attention=0, labels=1.0)
+settings = TrainingSettings(
+    epochs=2, batch_size=16, learning_rate=1e-3, mixed_precision="no", losses=labels_alone, dropout=0.1
+)
 
-@pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_keeps_the_state_of_the_last_step(student: Student, examples: list[Example], tmp_path: Path) -> None:
-    def press(progress: Progress) -> None:
-        if progress.step == 5:
+def press(progress):
+    if progress.step == 5:
+        for _ in range(int(presses)):
             os.kill(os.getpid(), signal.SIGINT)
+        print("held back", flush=True)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    train(TorchGraph(student), examples, settings, evaluate=lambda _: 0.0, checkpoints=Path(checkpoints), report=press)
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("interrupted")
+"""
+
+
+def interrupted(topic_files: Any, checkpoints: Path, presses: int) -> list[str]:
+    """What a program of its own prints whose training gets Ctrl-C in its fifth step."""
+    arguments = (topic_files.student, topic_files.train, checkpoints, presses)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+def test_ctrl_c_keeps_the_state_of_the_last_step(
+    student: Student, examples: list[Example], topic_files: Any, tmp_path: Path
+) -> None:
+    assert interrupted(topic_files, tmp_path, 1) == ["held back", "interrupted"]
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-5"]
     settings = replace(SETTINGS, dropout=0.1)
     whole = train(TorchGraph(student), examples, settings, evaluate=nothing)
-    with pytest.raises(KeyboardInterrupt):
-        train(TorchGraph(student), examples, settings, evaluate=nothing, checkpoints=tmp_path, report=press)
-    assert [path.name for path in tmp_path.glob("step-*")] == ["step-5"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     rest = train(TorchGraph(student), examples, settings, evaluate=nothing, checkpoints=tmp_path, resume=True)
     assert rest.losses == pytest.approx(whole.losses, abs=1e-6)
 
 
-@pytest.mark.usefixtures("interruptible")
-def test_a_second_ctrl_c_does_not_wait(student: Student, examples: list[Example], tmp_path: Path) -> None:
-    def press_twice(_: TorchGraph) -> float:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("the second one was held back too")
-
-    with pytest.raises(KeyboardInterrupt):
-        train(TorchGraph(student), examples, SETTINGS, evaluate=press_twice, checkpoints=tmp_path)
+def test_a_second_ctrl_c_does_not_wait(topic_files: Any, tmp_path: Path) -> None:
+    assert interrupted(topic_files, tmp_path, 2) == ["interrupted"]
+    assert not list(tmp_path.glob("step-*"))
 
 
 KILLED = """
