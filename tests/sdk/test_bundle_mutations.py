@@ -17,6 +17,8 @@ from edgescribe.sdk.bundle import read_bundle, seal_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow  # many mutations
+
 FILES = ("bundle.json", "bundle.json.sha256", "tokenizer.json", "onnxruntime/model.onnx")
 TEXT = "kernel"  # short enough for every limit that the known answers fit into
 

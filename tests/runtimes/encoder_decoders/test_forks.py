@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from edgescribe.errors import EngineError, InputError
 
+pytestmark = pytest.mark.slow  # three engines, each opened often
+
 Draw = Callable[..., np.ndarray]
 
 VOCABULARY = 97

@@ -22,6 +22,8 @@ from edgescribe.errors import (
 from edgescribe.runtimes.decoder_contract import CacheState
 from edgescribe.runtimes.encoder_decoder_contract import EncoderDecoderSession, SourceAnswer
 
+pytestmark = pytest.mark.slow  # three engines, each opened often
+
 Draw = Callable[..., np.ndarray]
 
 VOCABULARY, SOURCE, TARGET = 97, 200, 150

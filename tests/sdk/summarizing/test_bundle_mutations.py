@@ -19,6 +19,8 @@ from edgescribe.sdk.bundle_writer import write_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow  # many mutations
+
 TEXT = "The dog"
 relaxed = settings(
     deadline=None,
