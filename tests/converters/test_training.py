@@ -245,6 +245,7 @@ def interrupted(topic_files: Any, checkpoints: Path, presses: int) -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_state_of_the_last_step(
     student: Student, examples: list[Example], topic_files: Any, tmp_path: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_ctrl_c_keeps_the_state_of_the_last_step(
     assert rest.losses == pytest.approx(whole.losses, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(topic_files: Any, tmp_path: Path) -> None:
     assert interrupted(topic_files, tmp_path, 2) == ["interrupted"]
     assert not list(tmp_path.glob("step-*"))
