@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixed_vocabulary import give_unigram, give_wordpiece
 
 SENTENCES = [
     "a small game of chess for two players",
@@ -52,7 +53,7 @@ def train_tokenizer(family: str, kind: str, sentences: list[str], size: int) -> 
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer: Any = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+        give_wordpiece(tokenizer, sentences, size, special, unknown)
     elif kind == "bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,15 +64,13 @@ def train_tokenizer(family: str, kind: str, sentences: list[str], size: int) -> 
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
+        tokenizer.train_from_iterator(sentences * 3, trainer)
     else:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=size, special_tokens=special, unk_token=unknown, show_progress=False
-        )
-    tokenizer.train_from_iterator(sentences * 3, trainer)
+        give_unigram(tokenizer, sentences, size, special, unknown)
     first, last = ("<s>", "</s>") if family in ("roberta", "mpnet") else ("[CLS]", "[SEP]")
     single = f"{first} $A {last}"
     if family == "xlnet":
@@ -150,7 +149,7 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., Any]:
-    """``make_tokenizer(family, kind=…, size=…)``: a tokenizer trained on a few sentences (once: training differs)."""
+    """``make_tokenizer(family, kind=…, size=…)``: a tokenizer of a few sentences' pieces, made once."""
     from tokenizers import Tokenizer
 
     trained: dict[tuple[str, str, int], str] = {}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from fixed_vocabulary import give_wordpiece
 
 TOPICS = {
     "games": ("chess", "puzzle", "arcade", "player", "board", "dice", "rook", "castle", "level", "score"),
@@ -50,16 +51,15 @@ def topic_rows(count: int, seed: int) -> list[dict[str, str]]:
 
 
 def topic_tokenizer(texts: list[str], size: int = 200) -> Any:
-    """A WordPiece tokenizer trained on the texts."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A WordPiece tokenizer of the texts' words and parts of words."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    give_wordpiece(tokenizer, texts, size, special, "[UNK]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

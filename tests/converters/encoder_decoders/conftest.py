@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixed_vocabulary import give_unigram
 
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(5))
 
@@ -31,20 +32,18 @@ def train(family: str, sentences: list[str]) -> str:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer: Any = trainers.BpeTrainer(
+        trainer = trainers.BpeTrainer(
             vocab_size=341, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         )
+        tokenizer.train_from_iterator(sorted(sentences * 3), trainer)
         single = "<s> $A </s>"
     else:
         tokenizer = Tokenizer(models.Unigram())
         metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
         tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)
-        trainer = trainers.UnigramTrainer(
-            vocab_size=131, special_tokens=special, unk_token="<unk>", show_progress=False
-        )
+        give_unigram(tokenizer, sentences, 129, special, "<unk>")
         single = "$A </s>"
-    tokenizer.train_from_iterator(sorted(sentences * 3), trainer)
     if family in ("t5", "mt5"):
         tokenizer.add_special_tokens(list(reversed(SENTINELS)))
     framing = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>") if token in single.split()]

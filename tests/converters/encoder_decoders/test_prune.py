@@ -358,7 +358,7 @@ def test_scores_from_any_batches(
     make_summarizer: Make, pair_feeds: Callable[..., Any], sentences: list[str]
 ) -> None:
     student = make_summarizer("t5")
-    feeds = pair_feeds(student, sentences[:2], sentences[2:4])
+    feeds = pair_feeds(student, sentences[:4], sentences[4:8])
     unknown = torch.full_like(feeds["input_ids"], -100)
     heard: list[float] = []
     scores = score_units(student, [(feeds, unknown), (feeds, feeds["input_ids"])], 2, heard.append)

@@ -15,6 +15,7 @@ from edgescribe.runtimes.checked_encoder_decoder import CheckedEncoderDecoder
 from edgescribe.runtimes.contract import Effective
 from edgescribe.sdk.summarizer import Summarizer
 from edgescribe.sdk.text_codec import TextCodec
+from fixed_vocabulary import give_unigram
 from numpy.typing import NDArray
 
 SENTENCES = (
@@ -30,16 +31,13 @@ SOURCE_CONTEXT, CONTEXT = 96, 40
 
 @pytest.fixture(scope="session")
 def unigram_json() -> bytes:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=180, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator([text for text in SENTENCES for _ in range(4)], trainer)
+    give_unigram(tokenizer, SENTENCES, 98, ["<pad>", "</s>", "<unk>"], "<unk>")
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
     return str(tokenizer.to_str()).encode()
 

@@ -91,7 +91,7 @@ def test_smaller_contexts_and_memory(summarizer_folder: Path, runtime: str) -> N
         found = summarizer.summarize(TEXTS[1], min_new_tokens=4, no_repeat_ngram_size=2)
         assert (len(found.tokens), found.finish_reason) == (4, "length")
         with pytest.raises(InputError, match="50 at once"):
-            summarizer.summarize(TEXTS[0])
+            summarizer.summarize(" ".join(TEXTS))
     with pytest.raises(UsageError, match="source context of 48"):
         load_summarizer(summarizer_folder, runtime=runtime, source_context=20)
     with pytest.raises(UsageError, match="97"):
