@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -236,11 +237,13 @@ def _exported(request: Request, graph: TorchGraph, stages: Stages, on_advance: O
         done += 1
 
     on_advance(Advance("exporting", 0.0))
-    limit, options = None, dict[str, int]()
+    limit, options = None, dict[str, Any]()
     if graph.student.task in ("generate", "summarize"):
         limit = min(request.recipe.max_tokens or graph.student.max_tokens, graph.student.max_tokens)
     if graph.student.task == "summarize":
         options["summary_tokens"] = request.recipe.summary_tokens
+    if request.recipe.int8_cache and graph.student.task == "generate":
+        options["cache_texts"] = request.train.texts
     bundle = bundle_maker_of(graph.student.task)(
         graph.student,
         {request.recipe.precision: graph},

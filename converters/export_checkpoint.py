@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError, UsageError
 from ..runtimes.registry import RUNTIMES
@@ -73,9 +74,11 @@ def export_checkpoint(
     recipe = record.get("recipe")
     if not isinstance(recipe, dict):
         recipe = FLOAT.as_dict()
-    options = {}
+    options: dict[str, Any] = {}
     if source.task == "summarize":
         options["summary_tokens"] = summary_tokens or int(recipe.get("summary_tokens", SUMMARY_TOKENS))
+    if source.task == "generate" and recipe.get("int8_cache"):
+        options["cache_texts"] = rows
     on_advance(Advance("reading", 1.0))
     done = 0
 

@@ -9,6 +9,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import UsageError
 from ..runtimes.decoder_contract import DecoderOptions
 from ..runtimes.registry import RUNTIMES, open_decoder
@@ -31,9 +34,13 @@ from .quantized_weights import QuantizedWeights
 from .student import Student
 from .tokenizer_files import NAMED, special_token
 from .torch_graph import TorchGraph
+from .writing_data import encode_writing
 
 SUFFIXES = {"onnxruntime": (".onnx", ".onnx.data"), "openvino": (".xml", ".bin"), "litert": (".tflite",)}
 """Files of one artifact by runtime; the first is what the runtime opens."""
+
+CACHE_TEXTS, CACHE_TOKENS = 64, 512
+"""Texts that the scales of an int8 cache are measured on, and tokens of each."""
 
 
 def make_writer_bundle(
@@ -51,11 +58,13 @@ def make_writer_bundle(
     max_tokens: int | None = None,
     force: bool = False,
     on_artifact: Callable[[str], None] | None = None,
+    cache_texts: Sequence[str] | None = None,
 ) -> Bundle:
     """Export graphs to runtimes, make known answers, and write a bundle whole or not at all.
 
     Arguments and errors are as of :func:`~edgescribe.converters.make_bundle.make_bundle`; ``max_tokens`` is
-    the most that prompt and text may have together, by default the student's.
+    the most that prompt and text may have together, by default the student's. With ``cache_texts`` keys and values are
+    kept in int8 where the engine has it (ONNX Runtime), with scales measured on the first of them.
     """
     limit = student.max_tokens if max_tokens is None else max_tokens
     if not 2 <= limit <= student.max_tokens:
@@ -74,6 +83,9 @@ def make_writer_bundle(
     with BundleWriter(out, force) as writer, tempfile.TemporaryDirectory(prefix="edgescribe-") as scratch:
         writer.add(TOKENIZER, student.tokenizer.to_str().encode())
         artifacts = []
+        cached = None
+        if cache_texts is not None:
+            cached = encode_writing(student, cache_texts[:CACHE_TEXTS], min(limit, CACHE_TOKENS))
         for precision, graph in graphs.items():
             weights = freeze(graph)
             prompts = prompts_of(graph, texts)
@@ -82,7 +94,8 @@ def make_writer_bundle(
                     on_artifact(f"{runtime}/{precision}")
                 path = Path(scratch, runtime, precision + SUFFIXES[runtime][0])
                 path.parent.mkdir(exist_ok=True)
-                export_decoder(student, runtime, weights, path, limit)
+                seen = cached if runtime == "onnxruntime" else None
+                export_decoder(student, runtime, weights, path, limit, seen)
                 with closing(open_decoder(runtime, path, DecoderOptions(threads=1))) as session:
                     answers = make_decoder_answers(session, graph, prompts, f"{runtime}/{precision}")
                 files = [path.with_name(precision + suffix) for suffix in SUFFIXES[runtime]]
@@ -137,8 +150,18 @@ def writing_entry(student: Student, context: int) -> WritingEntry:
     )
 
 
-def export_decoder(student: Student, runtime: str, weights: QuantizedWeights, path: Path, context: int) -> None:
+def export_decoder(
+    student: Student,
+    runtime: str,
+    weights: QuantizedWeights,
+    path: Path,
+    context: int,
+    cache_texts: Sequence[NDArray[np.int32]] | None = None,
+) -> None:
     """Write one decoder artifact at ``path``, whose suffix is the runtime's.
+
+    ``cache_texts``: for ONNX Runtime alone, tokens int32 ``[n]`` of texts that the scales of an int8 cache are measured
+    on; None keeps the cache in float32.
 
     Raises:
         UsageError: there is no runtime of that name.
@@ -148,9 +171,15 @@ def export_decoder(student: Student, runtime: str, weights: QuantizedWeights, pa
     anatomy, shape = student.anatomy, student.shape
     # One exporter at a time: each imports its engine's writer, which takes memory.
     if runtime == "onnxruntime":
-        from .export.onnx_decoder import export_onnx_decoder
+        from .export.onnx_decoder import export_onnx_decoder, measure_cache_scales
 
-        export_onnx_decoder(anatomy, shape, weights, path, context)
+        scales = None
+        if cache_texts is not None:
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                plain = Path(scratch, path.name)
+                export_onnx_decoder(anatomy, shape, weights, plain, context)
+                scales = measure_cache_scales(plain, cache_texts)
+        export_onnx_decoder(anatomy, shape, weights, path, context, scales)
     elif runtime == "openvino":
         from .export.openvino_decoder import export_openvino_decoder
 

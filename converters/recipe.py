@@ -61,6 +61,8 @@ class Recipe:
         teacher_summaries: of a summariser, the share of training texts for which the teacher writes the summary that
             is learned (sequence-level distillation), 0 to 1.
         teacher_beams: beams of the teacher's search; 1 is greedy.
+        int8_cache: of a writer, keep keys and values in int8 where the engine has it (ONNX Runtime): a quarter of the
+            memory for each token of context, while prefill of long texts takes longer. Its scales come from the texts.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Recipe:
     prefix: str | None = None
     teacher_summaries: float = 0.0
     teacher_beams: int = 1
+    int8_cache: bool = False
 
     def pruning_of(self, student: Student) -> Pruning:
         """The sizes for one student; those that stay are None."""

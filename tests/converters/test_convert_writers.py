@@ -17,6 +17,7 @@ from edgescribe.converters.cost import estimate_cost
 from edgescribe.converters.recipe import Recipe, Shares, read_recipe
 from edgescribe.converters.training import TrainingSettings
 from edgescribe.errors import UsageError
+from edgescribe.runtimes.onnxruntime_decoder import DECODER
 from edgescribe.sdk.measure import Effort
 
 RUNTIMES = ("onnxruntime", "openvino", "litert")
@@ -146,6 +147,24 @@ def test_a_domain_is_taught_in_float_from_texts_alone(student: Path, texts: dict
         for path in (student, taught.folder)
     )
     assert after < before - 0.5
+
+
+def test_a_recipe_keeps_the_cache_in_int8(student: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    kept = {}
+    for int8_cache in (False, True):
+        recipe = replace(read_recipe("writer-round"), int8_cache=int8_cache, max_tokens=64)
+        made = edgescribe.recover_checkpoint(
+            student, teacher=student, task="generate", train=texts["train"], recipe=recipe,
+            out=tmp_path / f"rounded-{int8_cache}",
+        )  # fmt: skip
+        bundle = edgescribe.export_checkpoint(
+            made.folder, out=tmp_path / f"bundle-{int8_cache}", texts=texts["train"], runtimes=["onnxruntime"]
+        )
+        artifact = bundle.artifact_path(bundle.artifacts("onnxruntime", None)[0])
+        kept[int8_cache] = DECODER.predicted_memory(artifact).cache
+        with edgescribe.load_writer(bundle.folder, runtime="onnxruntime") as writer:
+            assert writer.generate(SENTENCE, max_new_tokens=8, temperature=0.0).text
+    assert kept[False] == 4 * kept[True]
 
 
 def test_an_interrupted_conversion_is_taken_up(student: Path, texts: dict[str, Path], tmp_path: Path) -> None:
