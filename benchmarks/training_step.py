@@ -7,7 +7,9 @@ losses, the backward pass, in bfloat16 where the machine computes it. Each varia
 
 - plain: glibc's memory as it comes, losses by torch's formulas over whole tensors of logits
 - memory kept: :mod:`edgescribe.converters.kept_memory`
-- memory kept, losses in parts: :mod:`edgescribe.converters.vocabulary_losses` too, which is what training does
+- memory kept, losses in parts: :mod:`edgescribe.converters.vocabulary_losses` too
+- the same, plain attention: :func:`edgescribe.converters.torch_decoder.plain_attention` too, in place of torch's fused
+  kernel, which is what training does
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from statistics import median
 import machine_state
 
 PEERS = Path(__file__).resolve().parents[1] / ".venv-peers"
-VARIANTS = ("plain", "memory kept", "memory kept, losses in parts")
+VARIANTS = ("plain", "memory kept", "memory kept, losses in parts", "the same, plain attention")
 
 
 def measure(variant: str, texts: int, tokens: int, steps: int) -> dict[str, float]:
     """Median seconds of a step after two to warm up, and the process's peak memory in bytes."""
     import torch
     import torch.nn.functional as functional
+    from edgescribe.converters import torch_decoder
     from edgescribe.converters.distillation import Distillation, DistillationWeights
     from edgescribe.converters.kept_memory import memory_kept
     from edgescribe.converters.read import read_student
@@ -39,6 +42,8 @@ def measure(variant: str, texts: int, tokens: int, steps: int) -> dict[str, floa
     from edgescribe.converters.training import native_bf16
     from released_student import released_student
 
+    if variant != VARIANTS[3]:
+        torch_decoder.PLAIN_ATTENTION = 0
     student = read_student(released_student(PEERS / "students/smollm2"), "generate")
     graph, teacher = graph_of(student, "w4a8-dynamic").train(), graph_of(student).eval()
     noise = torch.Generator().manual_seed(0)
@@ -59,7 +64,7 @@ def measure(variant: str, texts: int, tokens: int, steps: int) -> dict[str, floa
             with torch.no_grad():
                 goal = teacher.run(feeds)
             guess = graph.run(feeds)
-        if variant == VARIANTS[2]:
+        if variant in VARIANTS[2:]:
             loss = losses(guess, feeds["attention_mask"], ids, teacher_outputs=goal)
         else:
             loss = plain(guess["logits"], goal["logits"])
