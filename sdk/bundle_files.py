@@ -104,7 +104,7 @@ def verify_file(folder: Path, entry: FileEntry, head_bytes: int = 8) -> bytes:
     Raises:
         BundleError: as :func:`open_inside`, or size or hash differ from the manifest's.
     """
-    digest = sha256()
+    digest = sha256(to_come=entry.bytes)
     head = b""
     with open_inside(folder, entry.path) as file:
         _check_size(folder, entry, os.fstat(file.fileno()).st_size)

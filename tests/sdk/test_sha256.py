@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 import sys
 
-from edgescribe.sdk.sha256 import sha256
+from edgescribe.sdk.sha256 import LARGE, sha256
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +17,13 @@ def test_it_is_sha256(parts: list[bytes]) -> None:
     for part in parts:
         digest.update(memoryview(part))
     assert digest.hexdigest() == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_large_files_are_hashed_by_openssl() -> None:
+    assert type(sha256(to_come=LARGE)) is type(hashlib.sha256())
+    assert type(sha256(to_come=LARGE - 1)) is not type(hashlib.sha256())
+    content = b"0123456789abcdef" * (LARGE // 16)
+    assert sha256(content).hexdigest() == hashlib.sha256(content).hexdigest()
 
 
 def test_openssl_stays_out_of_memory() -> None:
