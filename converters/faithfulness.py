@@ -164,7 +164,7 @@ def entities(summary: str, source: str) -> list[Entity]:
             not month and not day and year in plain_years for year, month, day in date.days
         )
         found[Entity("date", date.text, supported)] = None
-    source_words = set(words(source))
+    source_words = set(words(source)) | set(words(source_rest))  # a date may have stood right behind a name
     initials: set[str] = set()
     for name in _names(rest):
         parts = words(re.sub(r"['’]s\b", "", name))

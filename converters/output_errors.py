@@ -20,7 +20,9 @@ _ADVICE = {
     errno.EEXIST: "a part of the path is a file: give another path",
 }
 # What torch.save and safetensors say, in words alone, when the system refuses to write.
-_NOT_WRITTEN = ("PytorchStreamWriter", "unexpected pos", "enforce fail", "I/O error", "Io(", "os error")
+_NOT_WRITTEN = (
+    "PytorchStreamWriter", "unexpected pos", "enforce fail", "I/O error", "iostream error", "Io(", "os error",
+)  # fmt: skip
 
 
 @contextmanager

@@ -96,6 +96,7 @@ def test_any_text_is_looked_through(summary: str, source: str) -> None:
     entities(summary, source)
 
 
+@example("€A0月")
 @given(st.text(alphabet="AbcÄé 0123456789.,:/-%$€km'’ \n年月日三", max_size=80))
 def test_a_text_has_all_that_stands_in_it(text: str) -> None:
     assert all(entity.supported for entity in entities(text, text))

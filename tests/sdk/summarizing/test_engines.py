@@ -92,7 +92,7 @@ def test_smaller_contexts_and_memory(summarizer_folder: Path, runtime: str) -> N
         assert (len(found.tokens), found.finish_reason) == (4, "length")
         with pytest.raises(InputError, match="50 at once"):
             summarizer.summarize(" ".join(TEXTS))
-    with pytest.raises(UsageError, match="source context of 48"):
+    with pytest.raises(UsageError, match=r"source context of 4\d tokens"):
         load_summarizer(summarizer_folder, runtime=runtime, source_context=20)
     with pytest.raises(UsageError, match="97"):
         load_summarizer(summarizer_folder, runtime=runtime, source_context=97)
