@@ -23,7 +23,7 @@ from released_student import released_student
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE.parent / "samples/debian_topics"
 RECIPES = HERE / "recipes"
-DOMAIN, INT4, PRUNED = slice(0, 2000), slice(2000, 3120), slice(2000, 5500)
+DOMAIN, INT4, PRUNED = slice(0, 2000), slice(2000, 3600), slice(2000, 5500)
 """Rows of the training split that each student learns from."""
 
 RUNTIMES = ("onnxruntime", "openvino", "litert")
