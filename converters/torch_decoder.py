@@ -185,7 +185,7 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
     """Causal attention by two products, all query heads that share a key head in one of them.
 
     ``q`` ``[B, H, T, D]``, ``k`` and ``v`` ``[B, K, T, D]``; the result is like ``q``. torch's fused kernel keeps no
-    scores, but on CPUs its backward pass takes three to four times as long in bfloat16.
+    scores, but on CPUs its backward pass takes two to four times as long in bfloat16.
     """
     batch, heads, tokens, width = q.shape
     groups = k.shape[1]
